@@ -1,0 +1,61 @@
+# Every habit is one command. Each does its own set-up, so a fresh clone needs nothing
+# but Python 3.11 to 3.13 and make.
+
+SUITABLE = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
+	$$python -c "$(SUITABLE)" 2>/dev/null && echo $$python && break; done)
+BIN = .venv/bin
+# Twice quiet: one line of ours says what happens, errors still show.
+PIP = $(BIN)/python -m pip --disable-pip-version-check --no-input install -qq
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test check format lock clean
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+install: .venv/installed  ## Make the environment .venv from the lock file, once
+
+train: install  ## Train on the bundled sample; more flags: make train TRAIN_FLAGS="..."
+	@$(BIN)/python -m trainer.task $(TRAIN_FLAGS)
+
+test: install  ## Run every test, slow ones too; one of them: make test TESTS="-k name"
+	@$(BIN)/python -m pytest $(TESTS)
+
+check: install  ## Check format, lint and types
+	@$(BIN)/ruff format --check
+	@$(BIN)/ruff check
+	@$(BIN)/mypy
+
+format: install  ## Format the code, mend what lint can mend
+	@$(BIN)/ruff format
+	@$(BIN)/ruff check --fix
+
+lock: install  ## Remake the lock file; newest versions: make lock LOCK_FLAGS=--upgrade
+	@echo "Resolving versions, about 2 minutes ..."
+	@$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe \
+		--no-header --no-emit-options --no-emit-index-url --no-emit-find-links \
+		--no-emit-trusted-host --extra cpu --extra dev $(LOCK_FLAGS) \
+		--output-file requirements.lock setup.py
+	@echo "requirements.lock: $$(grep -c == requirements.lock) packages"
+
+clean:  ## Remove the environment and the caches; runs are kept
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info
+
+# Two stamps: a changed lock makes the environment anew, so that nothing of the old one
+# is left behind; changed metadata only installs our own package again. setuptools warns
+# at length of every editable install; it is the one of the lock file.
+.venv/locked: requirements.lock
+	@test -n "$(PYTHON)" || \
+		{ echo "No Python 3.11 to 3.13 found; name one: make install PYTHON=..."; exit 1; }
+	@echo "Making .venv with $$($(PYTHON) --version) ..."
+	@$(PYTHON) -m venv --clear .venv
+	@echo "Installing $$(grep -c == requirements.lock) packages" \
+		"from requirements.lock, about a minute ..."
+	@$(PIP) --require-hashes --use-pep517 --requirement requirements.lock
+	@touch $@
+
+.venv/installed: .venv/locked setup.py pyproject.toml
+	@echo "Installing segtrainer itself ..."
+	@PYTHONWARNINGS=ignore $(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@

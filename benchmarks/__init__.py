@@ -1,0 +1,1 @@
+"""Questions asked of the job, one file each; see README.md beside this file."""

@@ -1,0 +1,54 @@
+"""Says on what a benchmark ran, so that its figures can be judged. No TensorFlow."""
+
+import datetime
+import importlib.metadata
+import os
+import pathlib
+import platform
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+RESULTS = pathlib.Path(__file__).resolve().parent / "results"
+PACKAGES = ["tensorflow", "tensorflow-cpu", "keras", "tensorflow-datasets", "numpy"]
+
+
+def facts() -> dict:
+    """Returns date, processor, cores, memory and versions as JSON values."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def shown(command: list[str], names: dict[str, str]) -> str:
+    """Returns a command for others to read: places of this machine by name only.
+
+    Args:
+        command: The program and its arguments.
+        names: For each place, what stands for it: `{str(job_dir): "JOB_DIR"}`.
+    """
+    text = " ".join(["python", *command[1:]])
+    for place in sorted(names, key=len, reverse=True):
+        text = text.replace(place, names[place])
+    return text
+
+
+def _cpu() -> str:
+    """Returns the processor's name, where Linux tells it."""
+    for line in pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

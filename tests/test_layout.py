@@ -1,0 +1,169 @@
+"""The rules of the house: who imports whom, what an import does, what is declared."""
+
+import ast
+import dataclasses
+import importlib.metadata
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+import trainer
+from trainer.config import Config
+
+FOLDER = pathlib.Path(trainer.__file__).parent
+TREES = {
+    path.stem: ast.parse(path.read_text(encoding="utf-8"))
+    for path in sorted(FOLDER.glob("*.py"))
+}
+MODULES = set(TREES) - {"__init__"}
+
+# What each module of ours may import of ours: from the entry point at the top to the
+# leaves, which each can be used alone in a notebook. A new room gets its line here.
+LEAVES = {
+    *("augment", "config", "dataset", "distribution", "examples", "files", "losses"),
+    *("metrics", "model", "order"),
+}
+COMMANDS = {"evaluate", "export", "predict", "prepare"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "__init__": set(),
+    "task": {"config", "job", "train"},
+    "train": MODULES - {"task", "train"},
+    "job": MODULES - {"task", "train", "job"},
+    **{name: MODULES - {"task", "train", name} for name in COMMANDS},
+    "checkpoint": {"distribution", "files"},
+    "data": {"augment", "dataset", "examples", "order"},
+    "interruption": {"distribution"},
+    "report": {"files", "pictures"},
+    "pictures": {"files"},
+    "step": {"losses"},
+    "evaluate": {"losses", "metrics"},
+    **{name: set() for name in LEAVES},
+}
+
+# Needed at run time, but by a library of ours, which does not declare it.
+IMPORTED_BY_LIBRARIES = {"importlib-resources", "tensorboard"}
+
+
+def imported_names(tree: ast.AST) -> set[str]:
+    """Returns the full names of all that a module imports, inside functions too."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imported_modules(tree: ast.AST) -> set[str]:
+    """Returns which modules of ours a module imports."""
+    parts = [name.split(".") for name in imported_names(tree)]
+    ours = {part[1] for part in parts if part[0] == "trainer" and len(part) > 1}
+    return ours & MODULES
+
+
+@pytest.mark.parametrize("module", sorted(TREES))
+def test_module_imports_only_what_lies_below_it(module):
+    assert module in MAY_IMPORT, f"give trainer/{module}.py a line in MAY_IMPORT"
+    assert imported_modules(TREES[module]) <= MAY_IMPORT[module]
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    below = {module: imported_modules(tree) for module, tree in TREES.items()}
+    while leaves := {module for module, others in below.items() if not others}:
+        below = {m: others - leaves for m, others in below.items() if m not in leaves}
+    assert not below
+
+
+@pytest.mark.parametrize("module", sorted(TREES))
+def test_importing_a_module_does_nothing_but_define(module):
+    defining = (
+        ast.Import,
+        ast.ImportFrom,
+        ast.FunctionDef,
+        ast.ClassDef,
+        ast.Assign,
+        ast.AnnAssign,
+    )
+    for index, node in enumerate(TREES[module].body):
+        is_docstring = index == 0 and isinstance(node, ast.Expr)
+        is_start = isinstance(node, ast.If) and ast.unparse(node.test) in (
+            "__name__ == '__main__'",
+            "TYPE_CHECKING",
+            "typing.TYPE_CHECKING",
+        )
+        assert isinstance(node, defining) or is_docstring or is_start, (
+            f"trainer/{module}.py line {node.lineno}: {ast.unparse(node)[:60]}"
+        )
+
+
+@pytest.mark.parametrize("module", ["config", "task"])
+def test_settings_are_checked_before_tensorflow_is_imported(module):
+    code = (
+        f"import sys, trainer.{module}; "
+        "print({'tensorflow', 'keras', 'tensorflow_datasets'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", code]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "set()"
+
+
+def test_every_setting_is_used():
+    # In Config itself they are only checked: there they are attributes of `self`.
+    read = {
+        node.attr
+        for tree in TREES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and ast.unparse(node.value).split(".")[-1] == "settings"
+    }
+    settings = {field.name for field in dataclasses.fields(Config)}
+    assert settings, "Config has no settings"
+    assert settings - read == set()
+
+
+def required(extra: str | None) -> set[str]:
+    """Returns the distributions that segtrainer requires, the core or one extra."""
+    names = set()
+    for line in importlib.metadata.requires("segtrainer") or []:
+        requirement, _, marker = line.partition(";")
+        of_extra = re.search(r"extra == ['\"](\w+)['\"]", marker)
+        if (of_extra.group(1) if of_extra else None) == extra:
+            match = re.match(r"[\w.-]+", requirement)
+            assert match is not None
+            names.add(re.sub(r"[-_.]+", "-", match.group()).lower())
+    return names
+
+
+def test_the_core_requires_what_the_package_imports_and_nothing_else():
+    names = set().union(*map(imported_names, TREES.values()))
+    tops = {name.split(".")[0] for name in names}
+    third_party = tops - set(sys.stdlib_module_names) - {"trainer", "tensorflow"}
+    owners = importlib.metadata.packages_distributions()
+    imported = {
+        re.sub(r"[-_.]+", "-", owner).lower()
+        for top in third_party
+        for owner in owners[top][:1]
+    }
+    assert imported | IMPORTED_BY_LIBRARIES == required(None)
+
+
+def test_tensorflow_comes_with_an_extra_only():
+    of_core = {name for name in required(None) if name.startswith("tensorflow")}
+    assert of_core == {"tensorflow-datasets"}
+    assert required("cpu") == {"tensorflow-cpu"}
+    assert required("gpu") == {"tensorflow"}
+    assert required("tpu") == {"tensorflow-tpu"}
+
+
+def test_the_lock_file_names_no_registry_and_no_path():
+    lock = FOLDER.parent / "requirements.lock"
+    for line in lock.read_text(encoding="utf-8").splitlines():
+        assert re.fullmatch(
+            r"([a-z0-9._-]+==\S+|    --hash=sha256:[0-9a-f]{64})( \\)?|\s*#[^/]*|",
+            line,
+        ), f"neither a pinned package, a digest nor a comment: {line}"

@@ -1,0 +1,192 @@
+"""Checkpoints that are whole or do not count.
+
+    checkpoints/step-00000520.npz         weights, optimizer and state at step 520
+    checkpoints/step-00000520.npz.sha256  its digest, as sha256sum writes it
+    checkpoints/checkpoint.json           {"latest": "step-00000520", "best": ...}
+
+They are written in this order, so that a kill at any moment leaves the one before as
+it was. One that its digest does not fit, or that has none, is passed over.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import re
+import zipfile
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from trainer import files
+
+NAME = re.compile(r"step-(\d{8,})\.npz")
+POINTER = "checkpoint.json"
+STATE = "state"  # Name of the JSON text among the arrays.
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What was saved at one step."""
+
+    name: str
+    arrays: dict[str, np.ndarray]  # Of each variable, by `variable_arrays`' names.
+    state: dict[str, Any]  # JSON: what is not a variable; "step" among it.
+
+
+def named_variables(
+    model: keras.Model, optimizer: keras.Optimizer | None = None
+) -> dict[str, keras.Variable]:
+    """Returns the variables to save, by the names they are saved under."""
+    named = {f"model/{v.path}": v for v in model.weights}
+    if optimizer is not None:
+        named |= {f"optimizer/{v.path}": v for v in optimizer.variables}
+    return named
+
+
+def values(variables: dict[str, keras.Variable]) -> dict[str, np.ndarray]:
+    """Returns a copy on the host of each variable."""
+    return {name: keras.ops.convert_to_numpy(v) for name, v in variables.items()}
+
+
+def assign(arrays: dict[str, np.ndarray], variables: dict[str, keras.Variable]) -> None:
+    """Sets each variable to what was saved, on all replicas.
+
+    Raises:
+        ValueError: If a variable is missing or of another shape; nothing is set then.
+    """
+    for name, variable in variables.items():
+        shape = tuple(variable.shape)
+        if name not in arrays:
+            raise ValueError(f"the checkpoint must have {name}, got none of that name")
+        if arrays[name].shape != shape:
+            raise ValueError(
+                f"the checkpoint's {name} must be of shape {shape}, got "
+                f"{arrays[name].shape}"
+            )
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+
+
+def save(directory: str, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> str:
+    """Writes a checkpoint: the data, its digest; returns its name. Moves no pointer."""
+    tf.io.gfile.makedirs(directory)
+    name = f"step-{state['step']:08d}"
+    path = os.path.join(directory, f"{name}.npz")
+    buffer = io.BytesIO()
+    everything: dict[str, Any] = {**arrays, STATE: np.array(json.dumps(state))}
+    np.savez(buffer, **everything)
+    data = buffer.getvalue()
+    with tf.io.gfile.GFile(path, "wb") as file:
+        file.write(data)
+    with tf.io.gfile.GFile(f"{path}.sha256", "w") as file:
+        file.write(f"{hashlib.sha256(data).hexdigest()}  {name}.npz\n")
+    return name
+
+
+def move_pointer(directory: str, *, latest: str, best: str) -> None:
+    """Says which checkpoint is the latest and which the best, both whole."""
+    path = os.path.join(directory, POINTER)
+    files.write_json(path, {"latest": latest, "best": best})
+
+
+def pointer(directory: str) -> dict[str, str]:
+    """Returns the names of the latest and the best; empty where there is no pointer."""
+    return files.read_json(os.path.join(directory, POINTER))
+
+
+def load(directory: str, name: str) -> Checkpoint:
+    """Returns a checkpoint whose digest holds.
+
+    Raises:
+        ValueError: If it is missing, cut short or changed.
+    """
+    path = os.path.join(directory, f"{name}.npz")
+    try:
+        with tf.io.gfile.GFile(f"{path}.sha256", "rb") as file:
+            digest = file.read().split()[:1]
+        with tf.io.gfile.GFile(path, "rb") as file:
+            data = file.read()
+    except tf.errors.NotFoundError:
+        raise ValueError(
+            f"{path} must have its data and digest, got one only"
+        ) from None
+    if digest != [hashlib.sha256(data).hexdigest().encode()]:
+        raise ValueError(
+            f"{path} must fit its digest, got {len(data)} bytes that do not"
+        )
+    return _parsed(name, data)
+
+
+def _parsed(name: str, data: bytes) -> Checkpoint:
+    with np.load(io.BytesIO(data)) as file:
+        arrays = dict(file)
+    return Checkpoint(name, arrays, json.loads(str(arrays.pop(STATE))))
+
+
+def load_file(path: str) -> Checkpoint:
+    """Returns the checkpoint at a path, whose digest must hold where it has one.
+
+    Raises:
+        ValueError: If it is not a whole checkpoint.
+    """
+    if tf.io.gfile.exists(f"{path}.sha256"):
+        name = os.path.basename(path).removesuffix(".npz")
+        return load(os.path.dirname(path), name)
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            return _parsed(os.path.basename(path), file.read())
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile, tf.errors.OpError) as e:
+        raise ValueError(
+            f"{path} must be a checkpoint, got {str(e).splitlines()[0]}"
+        ) from None
+
+
+def names(directory: str) -> list[str]:
+    """Returns the checkpoints in a directory, whole or not, the newest first."""
+    if not tf.io.gfile.isdir(directory):
+        return []
+    found = [f for f in tf.io.gfile.listdir(directory) if NAME.fullmatch(f)]
+    found.sort(key=lambda f: int(NAME.fullmatch(f)[1]), reverse=True)  # type: ignore[index]
+    return [f.removesuffix(".npz") for f in found]
+
+
+def load_latest(directory: str) -> Checkpoint | None:
+    """Returns the newest whole checkpoint; warns of each that it passes over.
+
+    Raises:
+        ValueError: If there are checkpoints and none is whole.
+    """
+    passed_over = []
+    for name in names(directory):
+        try:
+            return load(directory, name)
+        except ValueError as error:
+            logging.warning("Passed over: %s", error)
+            passed_over.append(name)
+    if pointer(directory):
+        raise ValueError(
+            f"{directory} must hold a whole checkpoint, got {', '.join(passed_over)}, "
+            "none whole; start in another job_dir"
+        )
+    return None
+
+
+def prune(directory: str, keep: int) -> None:
+    """Deletes all but the best, the latest and the `keep - 1` before it.
+
+    Those after the latest are left alone: they were passed over, not written by us.
+    """
+    at = pointer(directory)
+    kept = [name for name in names(directory) if name <= at["latest"]]
+    for name in kept[keep:]:
+        if name != at["best"]:
+            path = os.path.join(directory, f"{name}.npz")
+            # The digest goes first: without it, what is left does not count.
+            for file in (f"{path}.sha256", path):
+                if tf.io.gfile.exists(file):
+                    tf.io.gfile.remove(file)

@@ -1,0 +1,417 @@
+"""Every setting of a run: flag, default, unit, help, check. No TensorFlow here."""
+
+import dataclasses
+import math
+import os
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from absl import flags
+
+TRUE_OR_FALSE = {"true": True, "1": True, "false": False, "0": False}
+
+
+def setting(
+    group: str,
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    identity: bool = False,
+) -> Any:
+    """Returns a field of `Config`.
+
+    Args:
+        group: Heading under which `--help` shows it.
+        default: Value when the flag is not given.
+        help: One sentence with the unit.
+        choices: The values allowed; any when absent.
+        low: Smallest value allowed.
+        high: Largest value allowed.
+        identity: Whether it makes the run what it is, so that a run cannot be
+            resumed with another value.
+    """
+    metadata = dict(
+        group=group, help=help, choices=choices, low=low, high=high, identity=identity
+    )
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """The settings of one run, checked when made.
+
+    Raises:
+        ValueError: One line: the rule, the value, the way out.
+    """
+
+    # fmt: off
+    dataset: str = setting("Data", "oxford_iiit_pet", "TFDS name, with /config or :version where needed.", identity=True)
+    data_dir: str | None = setting("Data", None, "TFDS directory, local or gs://; the bundled sample when absent.")
+    download: bool = setting("Data", False, "Let TFDS download and prepare a data set that data_dir lacks.")
+    image_feature: str | None = setting("Data", None, "Name of the picture among the features; known for oxford_iiit_pet.", identity=True)
+    mask_feature: str | None = setting("Data", None, "Name of the mask among the features; known for oxford_iiit_pet.", identity=True)
+    mask_offset: int | None = setting("Data", None, "Added to a stored mask id to get the class id.", low=-255, high=255, identity=True)
+    class_names: tuple[str, ...] | None = setting("Data", None, "Names of classes 0, 1, ..., separated by commas.", identity=True)
+    ignore_id: int | None = setting("Data", None, "Stored mask id of pixels that count nowhere.", low=0, high=65535, identity=True)
+    train_split: str = setting("Data", "train", "Split to fit.", identity=True)
+    val_split: str | None = setting("Data", None, "Split to choose by; when absent the data set's own validation split, else a cut of the train split; 'train' always cuts.", identity=True)
+    test_split: str = setting("Data", "test", "Split to report once, at the end, where the data set has it; none reports nothing.")
+    val_fraction: float = setting("Data", 0.1, "Share of the train split cut for validation, at the head of each shard.", low=0, high=0.9, identity=True)
+    limit_train_examples: int | None = setting("Data", None, "Train on this many examples only.", low=1, identity=True)
+    limit_eval_examples: int | None = setting("Data", None, "Evaluate on this many examples of a split only.", low=1, identity=True)
+    image_size: int = setting("Data", 128, "Side of the square model input, pixels; a multiple of 32.", low=32, identity=True)
+    cache: str = setting("Data", "auto", "Keep decoded examples in memory; auto does when they fit.", choices=("auto", "memory", "none"))
+    shuffle_window: int = setting("Data", 1000, "Examples per stream among which the order is shuffled; a shard up to this long is permuted whole.", low=1, identity=True)
+
+    augment: bool = setting("Augmentation", True, "Augment training examples, afresh in each epoch.", identity=True)
+    flip: bool = setting("Augmentation", True, "Mirror half of the examples left to right.", identity=True)
+    crop_scale_min: float = setting("Augmentation", 1.0, "Smallest side of a random crop, as a share of the image's; 1 crops nothing.", low=0.1, high=1, identity=True)
+    brightness: float = setting("Augmentation", 0.0, "Largest change of brightness, as a share of the full range.", low=0, high=1, identity=True)
+    contrast: float = setting("Augmentation", 0.0, "Largest relative change of contrast.", low=0, high=0.99, identity=True)
+    saturation: float = setting("Augmentation", 0.0, "Largest relative change of saturation.", low=0, high=0.99, identity=True)
+    hue: float = setting("Augmentation", 0.0, "Largest shift of the hue, as a share of the colour circle.", low=0, high=0.5, identity=True)
+
+    encoder_weights: str = setting("Model", "imagenet", "Weights the encoder starts from: imagenet (bundled), none, or a .weights.h5 file.", identity=True)
+    train_encoder: bool = setting("Model", False, "Train the encoder too; its BatchNorm stays in inference mode.", identity=True)
+    train_encoder_batch_norm: bool = setting("Model", False, "With train_encoder: let the encoder's BatchNorm learn as well.", identity=True)
+    init_from: str | None = setting("Model", None, "Start a new run from the best weights of this other job_dir, or from one checkpoint file.")
+    precision: str = setting("Model", "float32", "Arithmetic of the model; weights are float32 always.", choices=("float32", "mixed_bfloat16", "mixed_float16"), identity=True)
+    jit_compile: bool = setting("Model", False, "Compile the training step with XLA; one replica only.", identity=True)
+    model_summary: bool = setting("Model", False, "Print the layers and their parameters before training.")
+
+    epochs: float = setting("Training", 20.0, "Passes over the training examples.", low=0)
+    total_steps: int | None = setting("Training", None, "Steps to train, instead of epochs.", low=1)
+    batch_size: int = setting("Training", 64, "Examples per step on one replica.", low=1)
+    global_batch_size: int | None = setting("Training", None, "Examples per step over all replicas, instead of batch_size.", low=1)
+    optimizer: str = setting("Training", "adam", "Rule of the update.", choices=("adam", "adamw"), identity=True)
+    learning_rate: float = setting("Training", 1e-3, "Learning rate, after warm-up.", low=0, identity=True)
+    schedule: str = setting("Training", "constant", "Learning rate after warm-up; cosine falls to 0 at the last step.", choices=("constant", "cosine"), identity=True)
+    warmup_steps: int = setting("Training", 0, "Steps over which the learning rate rises from 0.", low=0, identity=True)
+    weight_decay: float = setting("Training", 0.0, "Decoupled weight decay of adamw, per unit of learning rate.", low=0, identity=True)
+    clip_norm: float | None = setting("Training", None, "Largest global norm of the gradient, after the sum over replicas.", low=0, identity=True)
+    seed: int = setting("Training", 0, "Seed of weights, order and augmentation.", low=0, high=2**31 - 1, identity=True)
+    deterministic: bool = setting("Training", False, "The same weights bit for bit on the same devices.")
+    max_minutes: float | None = setting("Training", None, "Stop after this much training, minutes, over all restarts.", low=0)
+    early_stopping_evals: int | None = setting("Training", None, "Stop after this many evaluations in a row without a better best_metric.", low=1)
+
+    eval_every_steps: int | None = setting("Evaluation", None, "Steps between evaluations; one epoch when absent.", low=1)
+    eval_batch_size: int | None = setting("Evaluation", None, "Examples per evaluation step on one replica; that of training when absent.", low=1)
+    best_metric: str = setting("Evaluation", "val_mean_iou", "Metric that names the best checkpoint: val_loss, val_mean_iou, val_pixel_accuracy, val_iou/CLASS or val_dice/CLASS.")
+    hp_metric: str = setting("Evaluation", "val_loss", "Metric reported to the tuner in a trial; names as for best_metric.")
+
+    job_dir: str | None = setting("Output", None, "Where the run writes all it writes, local or gs://; then AIP_MODEL_DIR's parent, then runs/DATASET.")
+    checkpoint_dir: str | None = setting("Output", None, "Checkpoints; then AIP_CHECKPOINT_DIR, then job_dir/checkpoints.")
+    log_dir: str | None = setting("Output", None, "TensorBoard events; then AIP_TENSORBOARD_LOG_DIR, then job_dir/logs.")
+    checkpoint_every_steps: int | None = setting("Output", None, "Steps between checkpoints; each evaluation makes one too.", low=1)
+    checkpoint_every_seconds: float = setting("Output", 600.0, "Seconds between checkpoints at the most.", low=0)
+    keep_checkpoints: int = setting("Output", 2, "Newest checkpoints to keep, beside the best.", low=2)
+    log_every_steps: int = setting("Output", 10, "Steps between rows of metrics.jsonl and of TensorBoard.", low=1)
+    num_pictures: int = setting("Output", 4, "Examples in each picture of predictions.", low=1, high=64)
+
+    strategy: str = setting("Devices", "auto", "Where the replicas live; auto takes all GPUs, else one CPU.", choices=("auto", "one_device", "mirrored"))
+    num_cpu_devices: int | None = setting("Devices", None, "Logical CPU devices to mirror over.", low=1, high=64)
+
+    fast_dev_run: bool = setting("Trying out", False, "Go through everything in a few steps, in a temporary job_dir.")
+    profile_steps: tuple[int, ...] | None = setting("Trying out", None, "A,B: write a TensorFlow profile of steps A to B to log_dir.")
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check(field, getattr(self, field.name))
+        if self.image_size % 32:
+            lower = self.image_size // 32 * 32
+            raise ValueError(
+                "image_size must be a multiple of 32, the encoder halves five times, "
+                f"got {self.image_size}; nearest: {lower}, {lower + 32}"
+            )
+        if self.class_names is not None:
+            if len(self.class_names) < 2 or not all(self.class_names):
+                raise ValueError(
+                    "class_names must be at least two names separated by commas, got "
+                    f"{','.join(self.class_names)!r}"
+                )
+            if len(set(self.class_names)) < len(self.class_names):
+                raise ValueError(
+                    f"class_names must differ, got {','.join(self.class_names)!r}"
+                )
+            if len(self.class_names) > 255:
+                raise ValueError(
+                    "class_names must be at most 255, for id 255 means an ignored "
+                    f"pixel, got {len(self.class_names)}"
+                )
+        if self.epochs == 0 or self.learning_rate == 0:
+            name = "epochs" if self.epochs == 0 else "learning_rate"
+            raise ValueError(f"{name} must be more than 0, got 0; leave it out")
+        if self.clip_norm == 0:
+            raise ValueError("clip_norm must be more than 0, got 0; leave it out")
+        if self.dataset != Config.dataset and self.data_dir is None:
+            raise ValueError(
+                f"dataset {self.dataset} needs data_dir: only {Config.dataset} has a "
+                "bundled sample; give --data_dir=DIR"
+            )
+        if self.download and self.data_dir is None:
+            raise ValueError("download needs a data_dir to download to, got none")
+        if self.val_fraction == 0 and self.val_split == self.train_split:
+            raise ValueError(
+                "val_fraction must be more than 0 where validation is cut from "
+                f"{self.train_split}, got 0; give another --val_split or a fraction"
+            )
+        if self.test_split in (self.train_split, self.val_split):
+            raise ValueError(
+                "test_split must be another than train_split and val_split, got "
+                f"{self.test_split}: nothing may be chosen on test"
+            )
+        if self.train_encoder_batch_norm and not self.train_encoder:
+            raise ValueError(
+                "train_encoder_batch_norm needs train_encoder, got it alone; add "
+                "--train_encoder"
+            )
+        if self.weight_decay and self.optimizer != "adamw":
+            raise ValueError(
+                f"weight_decay needs optimizer adamw, got {self.optimizer}; add "
+                "--optimizer=adamw"
+            )
+        if self.strategy == "one_device" and (self.num_cpu_devices or 1) > 1:
+            raise ValueError(
+                f"num_cpu_devices={self.num_cpu_devices} needs strategy mirrored, got "
+                "one_device"
+            )
+        if self.jit_compile and (self.num_cpu_devices or 1) > 1:
+            raise ValueError(
+                "jit_compile works with one replica only, got num_cpu_devices="
+                f"{self.num_cpu_devices}; leave one of them out"
+            )
+        if self.profile_steps is not None:
+            a, b = (*self.profile_steps, 0, 0)[:2]
+            if len(self.profile_steps) != 2 or not 1 <= a < b:
+                raise ValueError(
+                    "profile_steps must be two steps A,B with 1 <= A < B, got "
+                    f"{','.join(map(str, self.profile_steps))}"
+                )
+        for name in ("best_metric", "hp_metric"):
+            if not getattr(self, name).startswith("val_"):
+                raise ValueError(
+                    f"{name} must be a metric of validation such as val_mean_iou or "
+                    f"val_loss, got {getattr(self, name)!r}"
+                )
+
+
+def _check(field: dataclasses.Field[Any], value: Any) -> None:
+    """Raises ValueError where `value` is not one that the setting allows."""
+    if value is None:
+        return
+    rule = field.metadata
+    if isinstance(value, str) and not value:
+        raise ValueError(f"{field.name} must not be empty; leave the flag out instead")
+    if rule["choices"] and value not in rule["choices"]:
+        options = ", ".join(rule["choices"])
+        raise ValueError(f"{field.name} must be one of {options}, got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{field.name} must be a finite number, got {value}")
+    low, high = rule["low"], rule["high"]
+    if low is not None and value < low:
+        raise ValueError(f"{field.name} must be at least {low:g}, got {value:g}")
+    if high is not None and value > high:
+        raise ValueError(f"{field.name} must be at most {high:g}, got {value:g}")
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """Returns the settings that a resumed run must share, as JSON values."""
+    return {
+        field.name: _plain(getattr(config, field.name))
+        for field in dataclasses.fields(Config)
+        if field.metadata["identity"]
+    }
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Returns all settings as JSON values."""
+    return {k: _plain(v) for k, v in dataclasses.asdict(config).items()}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def to_args(config: Config) -> list[str]:
+    """Returns the flags that make `config`, those that differ from the default."""
+    args = []
+    for field in dataclasses.fields(Config):
+        value = getattr(config, field.name)
+        if value == field.default or value is None:
+            continue
+        if isinstance(value, bool):
+            value = str(value).lower()
+        elif isinstance(value, tuple):
+            value = ",".join(map(str, value))
+        args.append(f"--{field.name}={value}")
+    return args
+
+
+# ---------------------------------------------------------------------------
+# Flags
+
+
+def from_args(args: Sequence[str]) -> Config:
+    """Returns the settings of a command line.
+
+    Args:
+        args: The command line without the program's name: `--name=value`,
+            `--name value`; for booleans also `--name` and `--noname`. Integers may
+            be written 16.0 and booleans as two words, as tuners write them.
+
+    Raises:
+        ValueError: One line about the flag that is unknown, malformed, out of range
+            or in conflict.
+    """
+    values = define_flags()
+    booleans = {f.name for f in dataclasses.fields(Config) if _type(f) is bool}
+    try:
+        stray = values(["task", *_joined(args, booleans)])[1:]
+    except flags.Error as error:
+        raise ValueError(_one_line(error)) from None
+    if stray:
+        raise ValueError(
+            f"unexpected argument {stray[0]!r}: settings are given as --name=value"
+        )
+    if values["batch_size"].present and values["global_batch_size"].value is not None:
+        raise ValueError(
+            f"give batch_size or global_batch_size, got both: {values.batch_size} per "
+            f"replica and {values.global_batch_size} over all"
+        )
+    given: dict[str, Any] = {
+        field.name: values[field.name].value for field in dataclasses.fields(Config)
+    }
+    return Config(**given)
+
+
+@dataclasses.dataclass(frozen=True)
+class Directories:
+    """Where a run writes, local or gs://."""
+
+    job: str
+    checkpoints: str
+    logs: str
+
+
+def directories(settings: Config, environ: Mapping[str, str]) -> Directories:
+    """Returns where a run writes: by flag, by Vertex AI's variable, by data set.
+
+    A job_dir that is given is for all of it: the variables are not read then.
+
+    Source: AIP_MODEL_DIR, AIP_CHECKPOINT_DIR and AIP_TENSORBOARD_LOG_DIR of Vertex
+    AI's training containers: <base>/model/, <base>/checkpoints/, <base>/logs/.
+    """
+    vertex = {} if settings.job_dir else environ
+    below = vertex.get("AIP_MODEL_DIR") or vertex.get("AIP_CHECKPOINT_DIR")
+    base = os.path.dirname(below.rstrip("/")) if below else None
+    name = settings.dataset.split(":")[0].split("/")[0]
+    job = settings.job_dir or base or os.path.join("runs", name)
+    return Directories(
+        job=job,
+        checkpoints=settings.checkpoint_dir
+        or vertex.get("AIP_CHECKPOINT_DIR")
+        or os.path.join(job, "checkpoints"),
+        logs=settings.log_dir
+        or vertex.get("AIP_TENSORBOARD_LOG_DIR")
+        or os.path.join(job, "logs"),
+    )
+
+
+def define_flags() -> flags.FlagValues:
+    """Returns one absl flag for each setting, none of them global."""
+    values = flags.FlagValues()  # type: ignore[no-untyped-call]
+    for field in dataclasses.fields(Config):
+        help = field.metadata["help"]
+        kind = _type(field)
+        if kind is bool:
+            flags.DEFINE_boolean(field.name, field.default, help, flag_values=values)
+        else:
+            parser = _Parser(kind=kind)
+            default: Any = field.default
+            flags.DEFINE(parser, field.name, default, help, flag_values=values)
+    return values
+
+
+class _Parser(flags.ArgumentParser[Any]):
+    def __init__(self, kind: Any) -> None:
+        self.kind = kind
+
+    def parse(self, argument: Any) -> Any:
+        return _PARSE[self.kind](argument)
+
+
+def _integer(text: Any) -> int:
+    # Vertex AI's tuner sends integers as 16.0.
+    number = float(text)
+    if number != int(number):
+        raise ValueError("must be a whole number")
+    return int(text) if isinstance(text, int) else int(number)
+
+
+def _integers(text: Any) -> tuple[int, ...]:
+    return text if isinstance(text, tuple) else tuple(map(_integer, text.split(",")))
+
+
+def _names(text: Any) -> tuple[str, ...]:
+    return text if isinstance(text, tuple) else tuple(text.split(","))
+
+
+_PARSE: dict[Any, Callable[[Any], Any]] = {
+    int: _integer,
+    float: float,
+    str: str,
+    tuple[int, ...]: _integers,
+    tuple[str, ...]: _names,
+}
+
+
+def _type(field: dataclasses.Field[Any]) -> Any:
+    """Returns the type of a setting's value when it has one."""
+    if isinstance(field.type, types.UnionType):
+        return typing.get_args(field.type)[0]
+    return field.type
+
+
+def _joined(args: Sequence[str], booleans: set[str]) -> list[str]:
+    """Returns the arguments with `--flag true` as one, which absl leaves as two."""
+    joined: list[str] = []
+    for arg in args:
+        last = joined[-1] if joined else ""
+        if arg.lower() in TRUE_OR_FALSE and last.lstrip("-") in booleans:
+            joined[-1] = f"{last}={arg.lower()}"
+        else:
+            joined.append(arg)
+    return joined
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines) + "; --help shows all flags"
+
+
+def help_text() -> str:
+    """Returns what `--help` prints: every flag under its heading."""
+    lines: list[str] = []
+    heading = None
+    for field in dataclasses.fields(Config):
+        if field.metadata["group"] != heading:
+            heading = field.metadata["group"]
+            lines += ["", f"{heading}:"]
+        default = "" if field.default is None else f"={_shown(field.default)}"
+        choices = field.metadata["choices"]
+        options = f" [{' | '.join(choices)}]" if choices else ""
+        lines.append(f"  --{field.name}{default}")
+        lines.append(f"      {field.metadata['help']}{options}")
+    return "\n".join(lines[1:])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,294 @@
+"""The examples of a data set as ordered, resumable batches.
+
+Letters: N examples in a batch, S side of the model's square input, C classes.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import psutil
+import tensorflow as tf
+
+from trainer import augment, order
+from trainer.dataset import Dataset, Split
+from trainer.examples import Examples
+
+IGNORED = 255  # Class id of pixels that count nowhere.
+CACHE_SHARE = 0.25  # Of the memory that is free, what --cache=auto may take.
+PADDING = -1  # In the place of the epoch: an example that fills a batch only.
+
+
+def examples_of(dataset: Dataset, image_size: int, cache: str) -> dict[str, Examples]:
+    """Returns the reader of each split; train and its cut share one.
+
+    Args:
+        dataset: The data set.
+        image_size: S, pixels.
+        cache: "memory", "none", or "auto": memory where train and validation take at
+            most `CACHE_SHARE` of what is free. Test is read once and never kept.
+    """
+    num_bytes = (len(dataset.train.ids) + len(dataset.val.ids)) * image_size**2 * 4
+    if cache == "auto":
+        fits = num_bytes <= CACHE_SHARE * psutil.virtual_memory().available
+        cache = "memory" if fits else "none"
+    size = image_size if cache == "memory" else None
+
+    def reader(split: Split, size: int | None) -> Examples:
+        return Examples(split.files, split.file_lengths, size)
+
+    readers = {"train": reader(dataset.train, size)}
+    shared = dataset.val.files == dataset.train.files and size is not None
+    readers["val"] = readers["train"] if shared else reader(dataset.val, size)
+    if size is not None:
+        readers["train"].want(dataset.train.ids)
+        readers["val"].want(dataset.val.ids)
+    if dataset.test is not None:
+        readers["test"] = reader(dataset.test, None)
+    return readers
+
+
+# ---------------------------------------------------------------------------
+# Reading: (id, epoch, serialized) -> batches of (image, mask)
+
+
+def train_elements(
+    split: Split, examples: Examples, *, seed: int, window: int, start: int
+) -> Iterator[tuple[int, int, bytes]]:
+    """Yields (id, epoch, serialized) for ever, from a position of the order on."""
+    lengths = split.shard_lengths
+    for epoch, positions in order.endless(
+        lengths, seed=seed, window=window, start=start
+    ):
+        ids = split.ids[positions]
+        if not examples.cached:
+            examples.want(ids)
+        for id in ids.tolist():
+            yield id, epoch, examples.serialized(id)
+
+
+def eval_elements(
+    split: Split, examples: Examples, multiple: int
+) -> Iterator[tuple[int, int, bytes]]:
+    """Yields (id, 0, serialized) of each example, then padding to a multiple."""
+    if not examples.cached:
+        examples.want(split.ids)
+    for id in split.ids.tolist():
+        serialized = examples.serialized(id)
+        yield id, 0, serialized
+    for _ in range(-len(split.ids) % multiple):
+        yield id, PADDING, serialized
+
+
+def train_batches(
+    dataset: Dataset,
+    examples: Examples,
+    *,
+    image_size: int,
+    batch_size: int,
+    seed: int,
+    window: int,
+    start: int,
+    augmentation: dict[str, Any] | None,
+) -> tf.data.Dataset:
+    """Returns the endless stream of training batches from a position on.
+
+    Args:
+        dataset: The data set.
+        examples: Reader of its train split.
+        image_size: S, pixels.
+        batch_size: N, the examples of one replica at one step.
+        seed: Seed of order and augmentation.
+        window: See `order.epoch_order`.
+        start: Position in the order: examples that the run has seen.
+        augmentation: Keyword arguments of `augment.augment`; nothing when absent.
+
+    Returns:
+        Batches of image (N, S, S, 3) uint8 and mask (N, S, S) uint8, `IGNORED` or a
+        class id.
+    """
+
+    def elements() -> Iterator[tuple[int, int, bytes]]:
+        return train_elements(
+            dataset.train, examples, seed=seed, window=window, start=start
+        )
+
+    def augmented(
+        id: tf.Tensor, epoch: tf.Tensor, image: tf.Tensor, mask: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        if augmentation is None:
+            return image, mask
+        example_seed = augment.example_seed(seed, epoch, id)
+        return augment.augment(image, mask, example_seed, **augmentation)
+
+    ds = _decoded(dataset, examples, elements, image_size)
+    ds = ds.map(augmented, num_parallel_calls=tf.data.AUTOTUNE)
+    ds = ds.batch(batch_size, drop_remainder=True)
+    return ds.prefetch(2)
+
+
+def eval_batches(
+    dataset: Dataset,
+    split: Split,
+    examples: Examples,
+    *,
+    image_size: int,
+    batch_size: int,
+    replicas: int = 1,
+) -> tf.data.Dataset:
+    """Returns the batches of a split, in stored order, each example once.
+
+    The last are filled up with ignored pixels, so that all shapes are alike and each
+    of the replicas gets as many batches.
+    """
+
+    def elements() -> Iterator[tuple[int, int, bytes]]:
+        return eval_elements(split, examples, batch_size * replicas)
+
+    def ignored(
+        id: tf.Tensor, epoch: tf.Tensor, image: tf.Tensor, mask: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        return image, tf.where(epoch == PADDING, tf.constant(IGNORED, mask.dtype), mask)
+
+    ds = _decoded(dataset, examples, elements, image_size)
+    ds = ds.map(ignored, num_parallel_calls=tf.data.AUTOTUNE)
+    ds = ds.batch(batch_size, drop_remainder=True)
+    return ds.prefetch(2)
+
+
+def _decoded(
+    dataset: Dataset,
+    examples: Examples,
+    elements: Callable[[], Iterator[tuple[int, int, bytes]]],
+    image_size: int,
+) -> tf.data.Dataset:
+    """Returns (id, epoch, image, mask) of each element, from the cache where it is."""
+    square = (image_size, image_size)
+
+    def read(id: tf.Tensor, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        image, mask = decode(dataset, serialized, image_size)
+        if not examples.cached:
+            return image, mask
+
+        def put(id: np.ndarray, image: np.ndarray, mask: np.ndarray):
+            examples.put(int(id), image, mask)
+            return image, mask
+
+        return tf.numpy_function(
+            put, [id, image, mask], (tf.uint8, tf.uint8), stateful=False
+        )
+
+    def load(id: tf.Tensor, epoch: tf.Tensor, serialized: tf.Tensor):
+        if examples.cached:
+            image, mask = tf.cond(
+                tf.strings.length(serialized) == 0,
+                lambda: tf.numpy_function(
+                    lambda id: examples.get(int(id)),
+                    [id],
+                    (tf.uint8, tf.uint8),
+                    stateful=False,
+                ),
+                lambda: read(id, serialized),
+            )
+        else:
+            image, mask = read(id, serialized)
+        return (
+            id,
+            epoch,
+            tf.ensure_shape(image, (*square, 3)),
+            tf.ensure_shape(mask, square),
+        )
+
+    ds = tf.data.Dataset.from_generator(
+        elements,
+        output_signature=(
+            tf.TensorSpec((), tf.int64),
+            tf.TensorSpec((), tf.int64),
+            tf.TensorSpec((), tf.string),
+        ),
+    )
+    return ds.map(load, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def decode(
+    dataset: Dataset, serialized: tf.Tensor, image_size: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns a stored example at the model's size.
+
+    Args:
+        dataset: The data set, which tells the features and the ids.
+        serialized: () string, as stored.
+        image_size: S, pixels.
+
+    Returns:
+        Image (S, S, 3) uint8, resized bilinearly, and mask (S, S) uint8, by nearest
+        neighbour: class ids, `IGNORED` where the data set says so.
+
+    Raises:
+        tf.errors.InvalidArgumentError: If it cannot be decoded, if the sizes differ
+            or if an id is out of range; `explain` says which it is, and where.
+    """
+    example = dataset.features.deserialize_example(serialized)
+    image, mask = example[dataset.image_feature], example[dataset.mask_feature]
+    stored = tf.cast(mask, tf.int32)
+    ids = stored + dataset.mask_offset
+    counted = tf.ones_like(ids, tf.bool)
+    if dataset.ignore_id is not None:
+        counted = stored != dataset.ignore_id
+    wrong = counted & ((ids < 0) | (ids >= len(dataset.class_names)))
+    tf.debugging.assert_equal(tf.shape(image)[:2], tf.shape(mask)[:2])
+    tf.debugging.assert_equal(tf.reduce_any(wrong), False)
+    if image.shape[-1] == 1:
+        image = tf.image.grayscale_to_rgb(image)
+    size = (image_size, image_size)
+    image = tf.image.resize(image, size, method="bilinear")  # (S, S, 3) float32
+    image = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+    mask = tf.cast(tf.where(counted, ids, IGNORED), tf.uint8)
+    mask = tf.image.resize(mask, size, method="nearest")  # (S, S, 1) uint8
+    return image, mask[..., 0]
+
+
+# ---------------------------------------------------------------------------
+# What went wrong
+
+
+def explain(
+    dataset: Dataset, examples: Examples, elements: Iterator[tuple[int, int, bytes]]
+) -> None:
+    """Reads on, one example after another, up to the one that cannot be used.
+
+    TensorFlow's own message does not say which it was.
+
+    Raises:
+        ValueError: Names the file or the example and what is wrong with it. Nothing
+            is raised where an epoch's worth of examples is sound.
+    """
+    for (id, _, serialized), _ in zip(
+        elements, range(len(dataset.train.ids)), strict=False
+    ):
+        if not serialized:
+            continue
+        try:
+            decode(dataset, tf.constant(serialized), 32)
+            continue
+        except (tf.errors.OpError, ValueError) as error:
+            reason = str(getattr(error, "message", error)).splitlines()[0]
+        try:
+            example = dataset.features.deserialize_example(tf.constant(serialized))
+        except (tf.errors.OpError, ValueError):
+            raise ValueError(
+                f"{examples.name(id)} cannot be decoded: {reason}"
+            ) from None
+        image = example[dataset.image_feature].numpy()
+        mask = example[dataset.mask_feature].numpy()
+        if image.shape[:2] != mask.shape[:2]:
+            raise ValueError(
+                f"{examples.name(id)} must have a mask of its image's size, got image "
+                f"{image.shape[:2]} and mask {mask.shape[:2]}"
+            )
+        raise ValueError(
+            f"{examples.name(id)} must have mask ids "
+            f"{-dataset.mask_offset}..{len(dataset.class_names) - 1 - dataset.mask_offset}"
+            f"{'' if dataset.ignore_id is None else f' or {dataset.ignore_id}'}, got "
+            f"{np.unique(mask).tolist()[-10:]}"
+        )

@@ -1,0 +1,214 @@
+"""What a TFDS data set is: where it lies, its features, its splits and its classes."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+SAMPLE_DIR = os.path.join(os.path.dirname(__file__), "assets", "sample")
+
+# What TFDS' own data sets do not say: mask ids count from mask_offset, their names.
+KNOWN: dict[str, dict[str, Any]] = {
+    "oxford_iiit_pet": dict(
+        image_feature="image",
+        mask_feature="segmentation_mask",
+        mask_offset=-1,
+        class_names=("pet", "background", "border"),
+        ignore_id=None,
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Some examples of a list of files."""
+
+    name: str
+    files: tuple[str, ...]
+    file_lengths: tuple[int, ...]  # Examples in each file.
+    ids: np.ndarray  # (n,) int64, ascending: those that belong to the split.
+
+    @property
+    def shard_lengths(self) -> list[int]:
+        """Returns how many of the split's examples each file holds."""
+        last = np.cumsum(self.file_lengths)
+        return np.diff(np.searchsorted(self.ids, last), prepend=0).tolist()
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A segmentation data set and how to read its masks."""
+
+    name: str
+    version: str
+    features: tfds.features.FeaturesDict  # Of the image and the mask only.
+    image_feature: str
+    mask_feature: str
+    mask_offset: int
+    class_names: tuple[str, ...]
+    ignore_id: int | None
+    train: Split
+    val: Split
+    test: Split | None
+
+
+def open_dataset(
+    name: str,
+    *,
+    data_dir: str | None,
+    download: bool = False,
+    image_feature: str | None = None,
+    mask_feature: str | None = None,
+    mask_offset: int | None = None,
+    class_names: Sequence[str] | None = None,
+    ignore_id: int | None = None,
+    train_split: str = "train",
+    val_split: str | None = None,
+    test_split: str = "test",
+    val_fraction: float = 0.1,
+    limit_train_examples: int | None = None,
+    limit_eval_examples: int | None = None,
+) -> Dataset:
+    """Returns the data set; reads its description, none of its examples.
+
+    The arguments are the settings of the same names.
+
+    Raises:
+        ValueError: If it is not there, lacks a feature, a split or examples, or if
+            its masks are not described.
+    """
+    info = _builder(name, data_dir or SAMPLE_DIR, download).info
+    known = KNOWN.get(info.name, {})
+    described: dict[str, Any] = dict(
+        image_feature=image_feature or known.get("image_feature", "image"),
+        mask_feature=mask_feature or known.get("mask_feature"),
+        mask_offset=mask_offset
+        if mask_offset is not None
+        else known.get("mask_offset", 0),
+        class_names=tuple(class_names or known.get("class_names", ())),
+        ignore_id=ignore_id if ignore_id is not None else known.get("ignore_id"),
+    )
+    for setting in ("mask_feature", "class_names"):
+        if not described[setting]:
+            raise ValueError(
+                f"{setting} must be given for {info.name}, whose masks are not known; "
+                f"its features are {', '.join(info.features)}: give --{setting}=..."
+            )
+    train = _split(info, train_split)
+    val_split = val_split or next(
+        (s for s in ("validation", "val") if s in info.splits), train_split
+    )
+    if val_split == train_split:
+        train, val = _cut(train, val_fraction)
+    else:
+        val = _split(info, val_split)
+    test = _split(info, test_split) if test_split in info.splits else None
+    if test is None and test_split not in ("test", "none"):
+        _split(info, test_split)
+    return Dataset(
+        name=info.name,
+        version=str(info.version),
+        features=_features(info, described["image_feature"], described["mask_feature"]),
+        **described,
+        train=_limited(train, limit_train_examples),
+        val=_limited(val, limit_eval_examples),
+        test=test and _limited(test, limit_eval_examples),
+    )
+
+
+def _builder(name: str, data_dir: str, download: bool) -> tfds.core.DatasetBuilder:
+    """Returns the read-only door to a prepared data set."""
+    if not download and not tf.io.gfile.isdir(data_dir):
+        raise ValueError(f"data_dir must be a directory, got {data_dir}: there is none")
+    if tf.io.gfile.exists(os.path.join(data_dir, "features.json")):
+        return tfds.builder_from_directory(data_dir)
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+        if download:
+            builder.download_and_prepare()
+    except (ValueError, AssertionError, tfds.core.registered.DatasetNotFoundError) as e:
+        raise ValueError(
+            f"data_dir must hold the TFDS data set {name}, got {data_dir} with "
+            f"{_listing(data_dir)}: {str(e).splitlines()[0]}"
+        ) from None
+    if not builder.info.splits:
+        raise ValueError(
+            f"data_dir must hold the TFDS data set {name}, got {data_dir} with "
+            f"{_listing(data_dir)}; prepare it there, or let --download do it"
+        )
+    return builder
+
+
+def _listing(directory: str) -> str:
+    """Returns the first few names in a directory, for a message."""
+    names = sorted(tf.io.gfile.listdir(directory))
+    shown = ", ".join(name.rstrip("/") for name in names[:5]) or "nothing"
+    return shown + (", ..." if len(names) > 5 else "") + " in it"
+
+
+def _features(
+    info: tfds.core.DatasetInfo, image_feature: str, mask_feature: str
+) -> tfds.features.FeaturesDict:
+    """Returns the two features to decode, checked to be an image and a mask."""
+    for setting, name in (("image", image_feature), ("mask", mask_feature)):
+        if name not in info.features:
+            raise ValueError(
+                f"{setting}_feature must be a feature of {info.name}, got {name!r}; it "
+                f"has {', '.join(info.features)}"
+            )
+    image, mask = info.features[image_feature], info.features[mask_feature]
+    if len(image.shape or ()) != 3 or image.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"image_feature must have 1 or 3 channels, got {image_feature!r} of shape "
+            f"{image.shape}"
+        )
+    integer = mask.np_dtype is not None and np.issubdtype(mask.np_dtype, np.integer)
+    if len(mask.shape or ()) != 3 or mask.shape[-1] != 1 or not integer:
+        raise ValueError(
+            f"mask_feature must be a picture of one channel of ids, got {mask_feature!r}"
+            f" of shape {mask.shape} and dtype {mask.np_dtype}"
+        )
+    wanted = tfds.decode.PartialDecoding({image_feature: True, mask_feature: True})
+    return wanted.extract_features(info.features)
+
+
+def _split(info: tfds.core.DatasetInfo, name: str) -> Split:
+    if name not in info.splits:
+        raise ValueError(
+            f"{info.name} has no split {name!r}; it has {', '.join(info.splits)}"
+        )
+    split = info.splits[name]
+    if not split.num_examples:
+        raise ValueError(f"split {name!r} of {info.name} must hold examples, got none")
+    files = tuple(map(str, split.filepaths))
+    for file in files:
+        if not tf.io.gfile.exists(file):
+            raise ValueError(f"{file} is missing; prepare or copy the data set again")
+    return Split(name, files, tuple(split.shard_lengths), np.arange(split.num_examples))
+
+
+def _cut(split: Split, fraction: float) -> tuple[Split, Split]:
+    """Returns train and validation, the latter from the head of each shard."""
+    lengths = np.array(split.file_lengths)
+    heads = (lengths * fraction + 0.5).astype(int)
+    first = np.cumsum(lengths) - lengths
+    in_head = split.ids - np.repeat(first, lengths) < np.repeat(heads, lengths)
+    if not in_head.any() or in_head.all():
+        raise ValueError(
+            f"val_fraction must leave examples to both sides, got {fraction:g} of "
+            f"{len(split.ids)} examples in {len(lengths)} shards"
+        )
+    train = dataclasses.replace(split, ids=split.ids[~in_head])
+    return train, dataclasses.replace(split, ids=split.ids[in_head])
+
+
+def _limited(split: Split, limit: int | None) -> Split:
+    """Returns the first examples of each shard, `limit` in all."""
+    lengths = split.shard_lengths
+    turns = np.concatenate([np.arange(length) for length in lengths])
+    chosen = np.argsort(turns, kind="stable")[:limit]
+    return dataclasses.replace(split, ids=split.ids[np.sort(chosen)])

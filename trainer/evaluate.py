@@ -1,0 +1,94 @@
+"""Exact evaluation: sums over a whole split, divided once.
+
+Letters: N examples on one replica, S side of an image in pixels, C classes.
+"""
+
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer import losses, metrics
+
+STEPS_PER_CALL = 4  # A signal waits for the return of the running call.
+
+
+def make_evaluate(
+    strategy: tf.distribute.Strategy, model: keras.Model, class_names: Sequence[str]
+) -> Callable[[tf.data.Dataset, int], dict[str, float | None]]:
+    """Returns the function that evaluates a split.
+
+    Args:
+        strategy: Where the replicas live.
+        model: Image (N, S, S, 3) float32 -> logits (N, S, S, C).
+        class_names: C names.
+
+    Returns:
+        (`data.eval_batches` of the split, their number) -> metrics by name: `loss`,
+        plain cross-entropy in nats per counted pixel whatever is trained on, and those
+        of `metrics.summary`; None for a class that does not occur.
+    """
+    num_classes = len(class_names)
+
+    def replica_step(image: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        logits = model(tf.cast(image, tf.float32), training=False)
+        sums, pixels = losses.cross_entropy(logits, mask)
+        prediction = tf.argmax(logits, axis=-1, output_type=tf.int32)  # (N, S, S)
+        return (
+            metrics.confusion_matrix(mask, prediction, num_classes),
+            # Sums of images, each in float32, do not depend on the batch they are in.
+            tf.reduce_sum(tf.cast(sums, tf.float64)),
+            tf.reduce_sum(tf.cast(pixels, tf.float64)),
+        )
+
+    @tf.function
+    def run(iterator, n: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        confusion = tf.zeros((num_classes, num_classes), tf.int64)
+        loss, pixels = tf.constant(0.0, tf.float64), tf.constant(0.0, tf.float64)
+        for _ in tf.range(n):
+            parts = strategy.run(replica_step, args=next(iterator))
+            sums = [strategy.reduce("sum", part, axis=None) for part in parts]
+            confusion, loss, pixels = (
+                confusion + sums[0],
+                loss + sums[1],
+                pixels + sums[2],
+            )
+        return confusion, loss, pixels
+
+    def evaluate(batches: tf.data.Dataset, num_batches: int) -> dict[str, float | None]:
+        replicas = strategy.num_replicas_in_sync
+        dealt = strategy.distribute_datasets_from_function(lambda _: batches)
+        iterator, left = iter(dealt), num_batches // replicas
+        confusion = np.zeros((num_classes, num_classes), np.int64)
+        loss = pixels = 0.0
+        while left:
+            n = min(left, STEPS_PER_CALL)
+            part = run(iterator, tf.constant(n))
+            confusion += part[0].numpy()
+            loss, pixels, left = (
+                loss + float(part[1]),
+                pixels + float(part[2]),
+                left - n,
+            )
+        mean = loss / pixels if pixels else None
+        return {"loss": mean, **metrics.summary(confusion, list(class_names))}
+
+    return evaluate
+
+
+def make_predict(
+    strategy: tf.distribute.Strategy, model: keras.Model
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns the function from images (N, S, S, 3) uint8 to masks (N, S, S) uint8."""
+
+    @tf.function
+    def run(image: tf.Tensor) -> tf.Tensor:
+        logits = model(tf.cast(image, tf.float32), training=False)
+        return tf.cast(tf.argmax(logits, axis=-1), tf.uint8)
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        results = strategy.run(run, args=(tf.constant(images),))
+        return strategy.experimental_local_results(results)[0].numpy()
+
+    return predict

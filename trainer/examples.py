@@ -1,0 +1,112 @@
+"""Stored examples by id: read from the files of a split once, kept decoded on demand.
+
+An id counts the examples of a split file after file, as they are stored.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+READ_AHEAD = 16  # Serialized examples that each open file reads before it is asked.
+
+
+class Examples:
+    """The examples of a list of TFRecord files.
+
+    A file is read from head to tail; what is wanted later is held back, serialized,
+    until it is used. With a cache, each example is read and decoded once.
+
+    Args:
+        files: Paths, local or gs://.
+        lengths: Number of examples in each file.
+        cache_size: Side of the decoded squares to keep, pixels; keeps none if absent.
+    """
+
+    def __init__(
+        self, files: Sequence[str], lengths: Sequence[int], cache_size: int | None
+    ) -> None:
+        self.files = files
+        self._last = np.cumsum(lengths)
+        self._first = self._last - lengths
+        total = int(self._last[-1])
+        self._wanted = np.zeros(total, bool)
+        self._pending: dict[int, bytes] = {}
+        self._open: dict[int, tuple[Iterator[bytes], int]] = {}
+        self._lock = threading.Lock()
+        self.cached = cache_size is not None
+        if cache_size is not None:
+            # Memory is taken page by page, as examples come.
+            self._images = np.empty((total, cache_size, cache_size, 3), np.uint8)
+            self._masks = np.empty((total, cache_size, cache_size), np.uint8)
+            self._held = np.zeros(total, bool)
+
+    def want(self, ids: np.ndarray) -> None:
+        """Says which examples to hold back when the reading passes them."""
+        with self._lock:
+            self._wanted[ids] = True
+
+    def serialized(self, id: int) -> bytes:
+        """Returns an example as stored; empty where it is in the cache.
+
+        Raises:
+            ValueError: If its file is damaged or ends too early; names the file.
+        """
+        with self._lock:
+            if self.cached and self._held[id]:
+                return b""
+            shard = int(np.searchsorted(self._last, id, side="right"))
+            while id not in self._pending:
+                self._wanted[id] = True
+                self._read_next(shard, id)
+            record = self._pending[id]
+            if not self.cached:
+                self._drop(id)
+            return record
+
+    def put(self, id: int, image: np.ndarray, mask: np.ndarray) -> None:
+        """Keeps a decoded example: (S, S, 3) uint8 and (S, S) uint8."""
+        self._images[id], self._masks[id] = image, mask
+        with self._lock:
+            self._held[id] = True
+            self._drop(id)
+
+    def get(self, id: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns a decoded example that `put` kept."""
+        return self._images[id], self._masks[id]
+
+    def name(self, id: int) -> str:
+        """Returns how a person finds the example."""
+        shard = int(np.searchsorted(self._last, id, side="right"))
+        return f"example {id - self._first[shard]} of {self.files[shard]}"
+
+    def _drop(self, id: int) -> None:
+        self._wanted[id] = False
+        self._pending.pop(id, None)
+
+    def _read_next(self, shard: int, id: int) -> None:
+        """Reads one more example of a file, from its head if it is behind `id`."""
+        records, next_id = self._open.get(shard, (None, self._last[shard]))
+        if records is None or next_id > id:
+            dataset = tf.data.TFRecordDataset(self.files[shard]).prefetch(READ_AHEAD)
+            records, next_id = dataset.as_numpy_iterator(), self._first[shard]
+        try:
+            record = next(records)
+        except StopIteration:
+            raise ValueError(
+                f"{self.files[shard]} must hold {self._last[shard] - self._first[shard]}"
+                f" examples as its dataset_info.json says, got "
+                f"{next_id - self._first[shard]}; prepare the data set again"
+            ) from None
+        except tf.errors.OpError as error:
+            raise ValueError(
+                f"{self.files[shard]} cannot be read beyond example "
+                f"{next_id - self._first[shard]}: {error.message.splitlines()[0]}"
+            ) from None
+        if self._wanted[next_id]:
+            self._pending[int(next_id)] = record
+        if next_id + 1 < self._last[shard]:
+            self._open[shard] = records, next_id + 1
+        else:
+            self._open.pop(shard, None)

@@ -1,0 +1,28 @@
+"""Files written whole, local or gs://: a reader sees the old one or the new one."""
+
+import json
+from typing import Any
+
+import tensorflow as tf
+
+
+def write(path: str, data: bytes | str) -> None:
+    """Writes a file whole; on gs:// an object appears whole anyhow."""
+    with tf.io.gfile.GFile(f"{path}.tmp", "wb") as file:
+        file.write(data)
+    tf.io.gfile.rename(f"{path}.tmp", path, overwrite=True)
+
+
+def write_json(path: str, value: Any) -> None:
+    """Writes a JSON file whole."""
+    write(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """Returns what a JSON file holds; nothing where it is missing or no JSON object."""
+    try:
+        with tf.io.gfile.GFile(path) as file:
+            value = json.load(file)
+    except (tf.errors.NotFoundError, UnicodeDecodeError, json.JSONDecodeError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,257 @@
+"""A run made ready: settings checked, data opened, model built, checkpoint restored."""
+
+import dataclasses
+import math
+import os
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer import (
+    checkpoint,
+    config,
+    data,
+    dataset,
+    distribution,
+    examples,
+    metrics,
+    model,
+    report,
+    step,
+)
+
+
+@dataclasses.dataclass
+class Job:
+    """A run that is ready to start: checked, built and restored."""
+
+    settings: config.Config
+    directories: config.Directories
+    strategy: tf.distribute.Strategy
+    dataset: dataset.Dataset
+    examples: dict[str, examples.Examples]
+    model: keras.Model
+    optimizer: keras.Optimizer
+    loss_scale: step.LossScale | None
+    global_batch_size: int
+    total_steps: int
+    state: dict[str, Any]  # JSON, saved with each checkpoint; see `new_state`.
+    restored: str | None  # Checkpoint that the run goes on from.
+    cloud_job_id: str | None
+    in_trial: bool
+
+    @property
+    def batch_size(self) -> int:
+        """Returns N, the examples of one replica at one step."""
+        return self.global_batch_size // self.strategy.num_replicas_in_sync
+
+    @property
+    def variables(self) -> dict[str, keras.Variable]:
+        """Returns all that a checkpoint holds."""
+        scale = self.loss_scale.variables if self.loss_scale else []
+        named = checkpoint.named_variables(self.model, self.optimizer)
+        return named | {f"loss_scale/{v.name}": v for v in scale}
+
+
+def new_state(settings: config.Config, examples: list[int]) -> dict[str, Any]:
+    """Returns the state of a run that has not made a step."""
+    return {
+        "step": 0,
+        "settings": config.identity(settings),
+        "examples": examples,  # Of each shard of train, and of validation.
+        "global_batch_size": None,
+        "class_names": None,
+        "seconds": 0.0,  # Of training, over all restarts.
+        "evaluations": [],  # {"step": ..., "val_...": ...}, one each.
+        "loss_sum": 0.0,  # Of the steps since the last row of metrics.jsonl,
+        "loss_steps": 0,  # and how many they are.
+    }
+
+
+def prepare(
+    settings: config.Config,
+    directories: config.Directories,
+    *,
+    cloud_job_id: str | None = None,
+    in_trial: bool = False,
+) -> Job:
+    """Returns the run, new or restored. Writes nothing but job_dir/config.json, last.
+
+    Args:
+        settings: The settings.
+        directories: Where the run writes.
+        cloud_job_id: Id of the cloud job that this process belongs to.
+        in_trial: Whether a tuner waits for `hp_metric`.
+
+    Raises:
+        ValueError: One line: what is wrong, and the way out.
+    """
+    report.check_job_dir(directories.job)
+    failed = report.read_failed(directories.job)
+    if failed and cloud_job_id and failed.get("cloud_job_id") == cloud_job_id:
+        raise ValueError(
+            f"job {cloud_job_id} failed for good at step {failed['step']}: "
+            f"{failed['reason']}; submit a new job to go on from the last checkpoint"
+        )
+    opened = _open(settings)
+    state = new_state(settings, [*opened.train.shard_lengths, len(opened.val.ids)])
+    saved = checkpoint.load_latest(directories.checkpoints)
+    if saved is not None:
+        _check_same_run(state, saved)
+
+    strategy = distribution.make_strategy(settings.strategy, settings.num_cpu_devices)
+    global_batch_size = _global_batch(settings, strategy, saved)
+    if settings.jit_compile and strategy.num_replicas_in_sync > 1:
+        raise ValueError(
+            "jit_compile works with one replica only, got "
+            f"{strategy.num_replicas_in_sync}; add --strategy=one_device"
+        )
+    if settings.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    num_examples = len(opened.train.ids)
+    total_steps = settings.total_steps or math.ceil(
+        settings.epochs * num_examples / global_batch_size
+    )
+    with strategy.scope():
+        unet = model.build_unet(
+            image_size=settings.image_size,
+            num_classes=len(opened.class_names),
+            encoder_weights="none" if saved else settings.encoder_weights,
+            train_encoder=settings.train_encoder,
+            train_encoder_batch_norm=settings.train_encoder_batch_norm,
+            precision=settings.precision,
+            seed=settings.seed,
+        )
+        if settings.model_summary:
+            unet.summary(line_length=100)
+        optimizer = step.make_optimizer(
+            unet,
+            name=settings.optimizer,
+            learning_rate=settings.learning_rate,
+            schedule=settings.schedule,
+            warmup_steps=settings.warmup_steps,
+            total_steps=total_steps,
+            weight_decay=settings.weight_decay,
+        )
+        scaled = settings.precision == "mixed_float16"
+        loss_scale = step.LossScale() if scaled else None
+    job = Job(
+        settings=settings,
+        directories=directories,
+        strategy=strategy,
+        dataset=opened,
+        examples=data.examples_of(opened, settings.image_size, settings.cache),
+        model=unet,
+        optimizer=optimizer,
+        loss_scale=loss_scale,
+        global_batch_size=global_batch_size,
+        total_steps=total_steps,
+        state=state | (saved.state if saved else {}),
+        restored=saved.name if saved else None,
+        cloud_job_id=cloud_job_id,
+        in_trial=in_trial,
+    )
+    job.state["global_batch_size"] = global_batch_size
+    job.state["class_names"] = list(opened.class_names)
+    if saved is not None:
+        checkpoint.assign(saved.arrays, job.variables)
+    elif settings.init_from is not None:
+        other = _initial(settings.init_from)
+        checkpoint.assign(other.arrays, checkpoint.named_variables(unet))
+    report.write_config(
+        directories.job,
+        config.to_dict(settings),
+        devices=[d.name for d in tf.config.list_logical_devices()],
+        replicas=strategy.num_replicas_in_sync,
+        global_batch_size=global_batch_size,
+        total_steps=total_steps,
+        dataset=dict(
+            name=opened.name,
+            version=opened.version,
+            class_names=opened.class_names,
+            train_examples=num_examples,
+            val_examples=len(opened.val.ids),
+        ),
+    )
+    return job
+
+
+def _open(settings: config.Config) -> dataset.Dataset:
+    """Returns the data set; the metrics that are asked for must be of its classes."""
+    opened = dataset.open_dataset(
+        settings.dataset,
+        data_dir=settings.data_dir,
+        download=settings.download,
+        image_feature=settings.image_feature,
+        mask_feature=settings.mask_feature,
+        mask_offset=settings.mask_offset,
+        class_names=settings.class_names,
+        ignore_id=settings.ignore_id,
+        train_split=settings.train_split,
+        val_split=settings.val_split,
+        test_split=settings.test_split,
+        val_fraction=settings.val_fraction,
+        limit_train_examples=settings.limit_train_examples,
+        limit_eval_examples=settings.limit_eval_examples,
+    )
+    empty = np.zeros([len(opened.class_names)] * 2, np.int64)
+    known = ["val_loss"]
+    known += [f"val_{m}" for m in metrics.summary(empty, list(opened.class_names))]
+    for name in ("best_metric", "hp_metric"):
+        if getattr(settings, name) not in known:
+            raise ValueError(
+                f"{name} must be one of {', '.join(known)}, got "
+                f"{getattr(settings, name)!r}"
+            )
+    return opened
+
+
+def _check_same_run(state: dict[str, Any], saved: checkpoint.Checkpoint) -> None:
+    """Raises ValueError if the saved run is another than the one asked for."""
+    ours, theirs = state["settings"], saved.state["settings"]
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise ValueError(
+                f"{name} must stay {theirs.get(name)!r} to go on from {saved.name}, got "
+                f"{ours.get(name)!r}; give another --job_dir for a new run"
+            )
+    if state["examples"] != saved.state["examples"]:
+        raise ValueError(
+            f"the data must stay what {saved.name} was trained on, "
+            f"{saved.state['examples']} examples in the shards of train and in "
+            f"validation, got {state['examples']}; give another --job_dir for a new run"
+        )
+
+
+def _global_batch(
+    settings: config.Config,
+    strategy: tf.distribute.Strategy,
+    saved: checkpoint.Checkpoint | None,
+) -> int:
+    """Returns the examples per step: what the run began with, on any replicas."""
+    replicas = strategy.num_replicas_in_sync
+    asked = settings.global_batch_size
+    if saved is None:
+        return distribution.global_batch(replicas, settings.batch_size, asked)
+    began = saved.state["global_batch_size"]
+    if asked not in (None, began):
+        raise ValueError(
+            f"global_batch_size must stay {began} to go on from {saved.name}, got "
+            f"{asked}; give another --job_dir for a new run"
+        )
+    return distribution.global_batch(replicas, settings.batch_size, began)
+
+
+def _initial(path: str) -> checkpoint.Checkpoint:
+    """Returns the checkpoint to start from: a file's, or the best of a job_dir."""
+    if path.endswith(".npz"):
+        return checkpoint.load_file(path)
+    directory = os.path.join(path, "checkpoints")
+    best = checkpoint.pointer(directory).get("best")
+    if best is None:
+        raise ValueError(
+            f"init_from must be a job_dir with checkpoints or a .npz file, got {path}"
+        )
+    return checkpoint.load(directory, best)

@@ -1,0 +1,181 @@
+"""The U-Net: a pretrained MobileNetV2 encoder and a pix2pix-style decoder.
+
+Letters: N images in a batch, S side of an image, C classes.
+"""
+
+import os
+
+import keras
+import tensorflow as tf
+
+# Outputs of MobileNetV2 at S/2, S/4, S/8, S/16 (skips) and S/32 (bottleneck), and the
+# decoder's widths, as in TensorFlow's tutorial on image segmentation.
+SKIPS = (
+    "block_1_expand_relu",
+    "block_3_expand_relu",
+    "block_6_expand_relu",
+    "block_13_expand_relu",
+)
+BOTTLENECK = "block_16_project"
+DECODER_WIDTHS = (512, 256, 128, 64)
+BUNDLED_WEIGHTS = os.path.join(
+    os.path.dirname(__file__),
+    "assets",
+    "weights",
+    "mobilenet_v2_1.0_224_no_top.weights.h5",
+)
+
+
+def build_unet(
+    *,
+    image_size: int,
+    num_classes: int,
+    encoder_weights: str = "imagenet",
+    train_encoder: bool = False,
+    train_encoder_batch_norm: bool = False,
+    precision: str = "float32",
+    seed: int = 0,
+) -> keras.Model:
+    """Returns the model: image (N, S, S, 3) float32 0..255 -> logits (N, S, S, C).
+
+    Normalisation to [-1, 1] is part of it. Its weights are float32, its logits too.
+
+    Args:
+        image_size: S, pixels, a multiple of 32.
+        num_classes: C.
+        encoder_weights: "imagenet" (bundled), "none", or the path of a .weights.h5
+            file of keras.applications.MobileNetV2 without its top.
+        train_encoder: Whether the encoder's weights are trained.
+        train_encoder_batch_norm: Whether its BatchNorm learns too; otherwise it
+            stays in inference mode.
+        precision: "float32", "mixed_bfloat16" or "mixed_float16".
+        seed: Seed of the weights that are not loaded.
+
+    Raises:
+        ValueError: If the weights are not there or do not fit.
+    """
+    keras.config.set_dtype_policy(precision)
+    keras.utils.set_random_seed(seed)
+    encoder = _encoder(image_size, encoder_weights)
+    encoder.trainable = train_encoder
+    for layer in encoder.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = train_encoder and train_encoder_batch_norm
+            layer.synchronized = layer.trainable
+
+    image = keras.Input((image_size, image_size, 3), name="image")
+    normalised = keras.layers.Rescaling(1 / 127.5, offset=-1, name="normalise")(image)
+    # BatchNorm that is not trainable runs in inference mode whatever `training` is.
+    *skips, features = encoder(normalised)  # (N, S/32, S/32, 320)
+    inputs = [features]
+    for width, skip in zip(DECODER_WIDTHS, reversed(skips), strict=True):
+        features = UpConv(width, name=f"up_{width}")(inputs)
+        features = keras.layers.BatchNormalization(
+            synchronized=True, name=f"up_{width}_norm"
+        )(features)
+        features = keras.layers.ReLU(name=f"up_{width}_relu")(features)
+        inputs = [features, skip]
+    logits = UpConv(
+        num_classes,
+        use_bias=True,
+        kernel_initializer="glorot_uniform",
+        name="up_logits",
+    )(inputs)
+    logits = keras.layers.Activation("linear", dtype="float32", name="logits")(logits)
+    return keras.Model(image, logits, name="unet")
+
+
+@keras.saving.register_keras_serializable(package="segtrainer")
+class UpConv(keras.layers.Layer):
+    """Transposed 3x3 convolution of stride 2 over the concatenation of its inputs.
+
+    The same numbers and weights as Concatenate and Conv2DTranspose, but each input is
+    convolved with its own part of the kernel and the results are added: no concatenated
+    copy is kept for the gradient, and no gradient is computed for an input that needs
+    none, such as the skips of a frozen encoder.
+
+    Source: pix2pix's upsampling block, Isola et al. 2017, arXiv:1611.07004, as in
+    TensorFlow's tutorial: kernel from normal(0, 0.02), no bias.
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        use_bias: bool = False,
+        kernel_initializer: str | keras.Initializer | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.use_bias = use_bias
+        self.kernel_initializer = keras.initializers.get(
+            kernel_initializer or keras.initializers.RandomNormal(0.0, 0.02)
+        )
+
+    def build(self, shapes: list[tuple[int | None, ...]]) -> None:
+        """Makes the kernel, (3, 3, filters, channels of all inputs) float32."""
+        channels = sum(shape[-1] or 0 for shape in shapes)
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(3, 3, self.filters, channels),
+            initializer=self.kernel_initializer,
+        )
+        if self.use_bias:
+            self.bias = self.add_weight(
+                name="bias", shape=(self.filters,), initializer="zeros"
+            )
+
+    def call(self, inputs: list[tf.Tensor]) -> tf.Tensor:
+        """Returns (N, 2H, 2W, filters) for inputs (N, H, W, channels)."""
+        parts, channel = [], 0
+        for x in inputs:
+            _, height, width, channels = x.shape
+            parts.append(
+                tf.nn.conv2d_transpose(
+                    x,
+                    self.kernel[..., channel : channel + channels],
+                    (tf.shape(x)[0], 2 * height, 2 * width, self.filters),
+                    strides=2,
+                    padding="SAME",
+                )
+            )
+            channel += channels
+        total = tf.add_n(parts)
+        return total + self.bias if self.use_bias else total
+
+    def compute_output_shape(self, shapes: list[tuple]) -> tuple:
+        """Returns the shape of what `call` returns."""
+        n, height, width, _ = shapes[0]
+        return n, 2 * height, 2 * width, self.filters
+
+    def get_config(self) -> dict:
+        """Returns what makes the layer again."""
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "use_bias": self.use_bias,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }
+
+
+def _encoder(image_size: int, weights: str) -> keras.Model:
+    """Returns MobileNetV2 from image in [-1, 1] to the skips and the bottleneck."""
+    network = keras.applications.MobileNetV2(
+        input_shape=(image_size, image_size, 3), include_top=False, weights=None
+    )
+    if weights != "none":
+        path = BUNDLED_WEIGHTS if weights == "imagenet" else weights
+        if not os.path.isfile(path):
+            raise ValueError(
+                "encoder_weights must be imagenet, none or a .weights.h5 file, got "
+                f"{path}: there is no such file"
+            )
+        try:
+            network.load_weights(path)
+        except (ValueError, OSError, KeyError) as error:
+            raise ValueError(
+                "encoder_weights must fit keras.applications.MobileNetV2 (alpha 1.0, no "
+                f"top), got {path}: {str(error).splitlines()[0]}"
+            ) from None
+    outputs = [network.get_layer(name).output for name in (*SKIPS, BOTTLENECK)]
+    return keras.Model(network.input, outputs, name="encoder")

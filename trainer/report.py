@@ -1,0 +1,285 @@
+"""All that a run writes for people and tuners; the checkpoints are elsewhere.
+
+config.json           settings, versions, host
+metrics.jsonl         one object a line: {"kind": "train" or "eval", "step": ...}
+logs/                 TensorBoard events
+pictures/             see `pictures`
+result.json           last, best and test metrics
+failed.json           why a run stopped for good
+"""
+
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+from tensorboard.compat.proto.event_pb2 import Event
+from tqdm import tqdm
+
+from trainer import files, pictures
+
+PROGRAM = "segtrainer"
+OURS = {"config.json", "checkpoints", "logs", "pictures", "model", "metrics.jsonl"}
+PLAIN_LINE_SECONDS = 10.0  # Between progress lines where there is no terminal.
+PACKAGES = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu", "keras", "numpy")
+
+
+class Reporter:
+    """Writes the rows, events and pictures of a run, and shows its progress.
+
+    Args:
+        job_dir: Where the run writes.
+        log_dir: Where its TensorBoard events go.
+        step: Step the run goes on from; what was written of later steps is removed,
+            for it will be written again.
+        total_steps: Step at which it ends.
+        global_batch_size: Examples per step.
+        hp_metric: Metric for the tuner; tells none when absent.
+        evaluations: Those before `step`, told to the tuner again: its file did not
+            survive the restart.
+    """
+
+    def __init__(
+        self,
+        *,
+        job_dir: str,
+        log_dir: str,
+        step: int,
+        total_steps: int,
+        global_batch_size: int,
+        hp_metric: str | None,
+        evaluations: list[dict[str, Any]],
+    ) -> None:
+        self._job_dir = job_dir
+        self._total_steps = total_steps
+        self._batch = global_batch_size
+        self._hp_metric = hp_metric
+        self._tuner: Any = None
+        self.rows = read_rows(job_dir, up_to_step=step)
+        files.write(
+            os.path.join(job_dir, "metrics.jsonl"),
+            "".join(json.dumps(row) + "\n" for row in self.rows),
+        )
+        trim_events(log_dir, up_to_step=step)
+        self._events = tf.summary.create_file_writer(log_dir)
+        for evaluation in evaluations:
+            self._tell_tuner(evaluation)
+        # tqdm draws a bar; where there is no terminal, lines are logged instead.
+        self._bar = tqdm(
+            total=total_steps,
+            initial=step,
+            unit="step",
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+            leave=False,
+        )
+        self._next_line = time.monotonic() + PLAIN_LINE_SECONDS
+
+    def progress(self, step: int, loss: float, images_per_second: float) -> None:
+        """Shows where the run is; writes nothing."""
+        left = (self._total_steps - step) * self._batch / max(images_per_second, 1e-9)
+        self._bar.set_postfix_str(f"loss {loss:.4f}, {images_per_second:.0f} images/s")
+        self._bar.update(step - self._bar.n)
+        if self._bar.disable and time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + PLAIN_LINE_SECONDS
+            logging.info(
+                "[%d] of %d: loss=%.4f, %.1f images/s, %s left",
+                *(step, self._total_steps, loss, images_per_second, duration(left)),
+            )
+
+    def train(self, row: dict[str, Any]) -> None:
+        """Records a row of training, with its step."""
+        self._record({"kind": "train", **row})
+
+    def evaluation(self, row: dict[str, Any]) -> None:
+        """Records an evaluation, with its step, and tells the tuner."""
+        self._record({"kind": "eval", **row})
+        self._tell_tuner(row)
+        shown = ("val_loss", "val_mean_iou", "val_pixel_accuracy")
+        logging.info(
+            "[%d] %s",
+            row["step"],
+            " ".join(f"{k}={row[k]:.4f}" for k in shown if row[k] is not None),
+        )
+
+    def picture(self, name: str, picture: np.ndarray, step: int) -> str:
+        """Writes pictures/<name>.png and shows it in TensorBoard; returns its path."""
+        directory = os.path.join(self._job_dir, "pictures")
+        tf.io.gfile.makedirs(directory)
+        path = os.path.join(directory, f"{name}.png")
+        pictures.write_png(path, picture)
+        tag = "predictions" if name.startswith("step-") else name
+        with self._events.as_default():
+            tf.summary.image(tag, picture[np.newaxis], step=step)
+        return path
+
+    def flush(self) -> None:
+        """Puts all that was told so far where a kill cannot take it."""
+        self._events.flush()
+
+    def close(self) -> None:
+        """Ends the bar and the events."""
+        self._bar.close()
+        self._events.close()
+
+    def _record(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        with tf.io.gfile.GFile(os.path.join(self._job_dir, "metrics.jsonl"), "a") as f:
+            f.write(json.dumps(row) + "\n")
+        with self._events.as_default():
+            for name, value in row.items():
+                if isinstance(value, int | float) and name != "step":
+                    tf.summary.scalar(name, value, step=row["step"])
+
+    def _tell_tuner(self, row: dict[str, Any]) -> None:
+        value = row.get(self._hp_metric) if self._hp_metric else None
+        if value is None or not np.isfinite(value):
+            return
+        if self._tuner is None:
+            # Made in a trial only: it makes a folder, and each rewrites the other's file.
+            import hypertune
+
+            self._tuner = hypertune.HyperTune()
+        self._tuner.report_hyperparameter_tuning_metric(
+            self._hp_metric, value, row["step"]
+        )
+
+
+# ---------------------------------------------------------------------------
+# job_dir
+
+
+def check_job_dir(job_dir: str) -> None:
+    """Raises ValueError if the directory holds what another program wrote."""
+    if not tf.io.gfile.exists(job_dir):
+        return
+    if not tf.io.gfile.isdir(job_dir):
+        raise ValueError(f"job_dir must be a directory, got the file {job_dir}")
+    listed = tf.io.gfile.listdir(job_dir)
+    found = {name.rstrip("/").removesuffix(".tmp") for name in listed}
+    program = files.read_json(os.path.join(job_dir, "config.json")).get("program")
+    if program != PROGRAM and (others := sorted(found - OURS)):
+        raise ValueError(
+            f"job_dir must be empty or hold a run of {PROGRAM}, got {job_dir} with "
+            f"{', '.join(others[:3])} in it; give another --job_dir"
+        )
+
+
+def write_config(job_dir: str, settings: dict[str, Any], **about: Any) -> None:
+    """Makes job_dir and writes config.json, the first thing that a run writes.
+
+    Raises:
+        ValueError: If it cannot be written there.
+    """
+    try:
+        tf.io.gfile.makedirs(job_dir)
+        files.write_json(
+            os.path.join(job_dir, "config.json"),
+            {
+                "program": PROGRAM,
+                "settings": settings,
+                "command": sys.argv,
+                "python": platform.python_version(),
+                "packages": _versions(),
+                "host": socket.gethostname(),
+                "commit": _commit(),
+                **about,
+            },
+        )
+    except (tf.errors.OpError, OSError) as error:
+        reason = str(getattr(error, "message", error)).splitlines()[0]
+        raise ValueError(
+            f"job_dir must be a place to write to, got {job_dir}: {reason}"
+        ) from None
+
+
+def _versions() -> dict[str, str]:
+    installed = {
+        d.metadata["Name"].lower(): d.version for d in metadata.distributions()
+    }
+    return {name: installed[name] for name in PACKAGES if name in installed}
+
+
+def _commit() -> str | None:
+    """Returns the commit of the source, where it is a git checkout."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if not os.path.isdir(os.path.join(root, ".git")) or not shutil.which("git"):
+        return None
+    command = ["git", "-C", root, "describe", "--always", "--dirty"]
+    return (
+        subprocess.run(
+            command, capture_output=True, text=True, check=False
+        ).stdout.strip()
+        or None
+    )
+
+
+def write_failed(job_dir: str, **why: Any) -> None:
+    """Writes failed.json: this run will not get further by being started again."""
+    files.write_json(os.path.join(job_dir, "failed.json"), why)
+
+
+def read_failed(job_dir: str) -> dict[str, Any]:
+    """Returns what failed.json says; nothing where there is none."""
+    return files.read_json(os.path.join(job_dir, "failed.json"))
+
+
+def write_result(job_dir: str, result: dict[str, Any]) -> None:
+    """Writes result.json."""
+    files.write_json(os.path.join(job_dir, "result.json"), result)
+
+
+def read_result(job_dir: str) -> dict[str, Any]:
+    """Returns what result.json says; nothing where there is none."""
+    return files.read_json(os.path.join(job_dir, "result.json"))
+
+
+def read_rows(job_dir: str, up_to_step: int) -> list[dict[str, Any]]:
+    """Returns the rows of metrics.jsonl up to a step; a torn last line is left out."""
+    path = os.path.join(job_dir, "metrics.jsonl")
+    if not tf.io.gfile.exists(path):
+        return []
+    rows = []
+    with tf.io.gfile.GFile(path) as file:
+        for line in file.read().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return [row for row in rows if row["step"] <= up_to_step]
+
+
+def trim_events(log_dir: str, up_to_step: int) -> None:
+    """Rewrites the event files that go beyond a step, or end in a torn event."""
+    for path in tf.io.gfile.glob(os.path.join(log_dir, "events.out.tfevents.*.v2")):
+        kept, trimmed = [], False
+        try:
+            for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
+                if Event.FromString(record).step <= up_to_step:
+                    kept.append(record)
+                else:
+                    trimmed = True
+        except tf.errors.DataLossError:
+            trimmed = True
+        if trimmed:
+            with tf.io.TFRecordWriter(f"{path}.tmp") as writer:
+                for record in kept:
+                    writer.write(record)
+            tf.io.gfile.rename(f"{path}.tmp", path, overwrite=True)
+
+
+def duration(seconds: float) -> str:
+    """Returns a time for people: 8 s, 3 min, 2 h 5 min."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,163 @@
+"""One step: loss, gradients, update, the same on any replicas.
+
+Letters: N examples on one replica, S side of an image in pixels.
+"""
+
+from collections.abc import Callable, Iterator
+
+import keras
+import tensorflow as tf
+
+from trainer import losses
+
+# Dynamic loss scale, after Micikevicius et al. 2018, arXiv:1710.03740, section 3.2.
+FIRST_SCALE = 2.0**15
+STEPS_TO_DOUBLE = 2000
+
+
+class LossScale:
+    """The factor that keeps float16 gradients from vanishing; one for all replicas.
+
+    It doubles after `STEPS_TO_DOUBLE` steps with finite gradients; it halves, and the
+    step is left out, when a gradient is not finite.
+    """
+
+    def __init__(self) -> None:
+        self.scale = keras.Variable(FIRST_SCALE, trainable=False, name="scale")
+        self.good_steps = keras.Variable(
+            0, dtype="int32", trainable=False, name="good_steps"
+        )
+        self.variables = [self.scale, self.good_steps]
+
+    def adjust(self, finite: tf.Tensor) -> None:
+        """Changes the scale after a step whose gradients were finite or not."""
+        good = tf.where(finite, self.good_steps.value + 1, 0)
+        doubled = good >= STEPS_TO_DOUBLE
+        factor = tf.where(finite, tf.where(doubled, 2.0, 1.0), 0.5)
+        self.scale.assign(tf.maximum(self.scale.value * factor, 1.0))
+        self.good_steps.assign(tf.where(doubled, 0, good))
+
+
+def make_optimizer(
+    model: keras.Model,
+    *,
+    name: str,
+    learning_rate: float,
+    schedule: str,
+    warmup_steps: int,
+    total_steps: int,
+    weight_decay: float,
+) -> keras.Optimizer:
+    """Returns the optimizer, its variables made; call it in the strategy's scope.
+
+    The arguments are the settings of the same names.
+    """
+    rate: float | keras.optimizers.schedules.LearningRateSchedule = learning_rate
+    if schedule == "cosine" or warmup_steps:
+        falls = schedule == "cosine"
+        rate = keras.optimizers.schedules.CosineDecay(
+            0.0 if warmup_steps else learning_rate,
+            max(total_steps - warmup_steps, 1),
+            alpha=0.0 if falls else 1.0,
+            warmup_target=learning_rate if warmup_steps else None,
+            warmup_steps=warmup_steps,
+        )
+    if name == "adamw":
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=weight_decay)
+    else:
+        optimizer = keras.optimizers.Adam(rate)
+    optimizer.build(model.trainable_variables)
+    # Keras sums gradients over replicas when it applies them, after any clipping. Ours
+    # are summed before they are clipped and checked; a second sum would multiply them.
+    optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
+    return optimizer
+
+
+def make_train_steps(
+    strategy: tf.distribute.Strategy,
+    model: keras.Model,
+    optimizer: keras.Optimizer,
+    *,
+    loss_scale: LossScale | None = None,
+    clip_norm: float | None = None,
+    jit_compile: bool = False,
+) -> Callable[[Iterator, int], tuple[float, float, int, float]]:
+    """Returns the function that takes several steps in one call.
+
+    Args:
+        strategy: Where the replicas live.
+        model: Image (N, S, S, 3) float32 -> logits.
+        optimizer: What `make_optimizer` returned for it.
+        loss_scale: For float16; none where absent.
+        clip_norm: Largest global norm of the summed gradient.
+        jit_compile: Whether XLA compiles the step.
+
+    Returns:
+        (iterator of distributed batches, n) -> (sum of the losses, last loss, steps
+        taken, seconds spent waiting for batches). Losses are in nats per counted pixel
+        of the global batch. It stops after a loss that is not finite.
+    """
+    variables = model.trainable_variables
+
+    def replica_step(image: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        with tf.GradientTape() as tape:
+            logits = model(tf.cast(image, tf.float32), training=True)
+            sums, pixels = losses.cross_entropy(logits, mask)
+            # Replicas add up: each divides by what all of them count.
+            counted = context.all_reduce("sum", tf.reduce_sum(pixels))
+            loss = tf.reduce_sum(sums) / tf.maximum(counted, 1.0)
+            scaled = loss * loss_scale.scale.value if loss_scale else loss
+        gradients = tape.gradient(scaled, variables)
+        gradients = context.all_reduce("sum", gradients)
+        if loss_scale:
+            gradients = [g / loss_scale.scale.value for g in gradients]
+        if clip_norm is not None:
+            finite_norm = tf.linalg.global_norm(gradients)
+            gradients, _ = tf.clip_by_global_norm(gradients, clip_norm, finite_norm)
+        if loss_scale:
+            finite = tf.reduce_all(
+                [tf.reduce_all(tf.math.is_finite(g)) for g in gradients]
+            )
+            tf.cond(
+                finite,
+                lambda: _applied(optimizer, gradients, variables),
+                lambda: False,
+            )
+            loss_scale.adjust(finite)
+        else:
+            optimizer.apply(gradients, variables)
+        return loss
+
+    step = tf.function(replica_step, jit_compile=True) if jit_compile else replica_step
+
+    @tf.function
+    def run(iterator: Iterator, n: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        total, loss = tf.constant(0.0, tf.float64), tf.constant(0.0)
+        taken, waited = tf.constant(0), tf.constant(0.0, tf.float64)
+        for _ in tf.range(n):
+            asked = tf.timestamp()
+            batch = next(iterator)
+            with tf.control_dependencies(_tensors(strategy, batch)):
+                waited += tf.timestamp() - asked
+            loss = strategy.reduce("sum", strategy.run(step, args=batch), axis=None)
+            total += tf.cast(loss, tf.float64)
+            taken += 1
+            if not tf.math.is_finite(loss):
+                break
+        return total, loss, taken, waited
+
+    def train_steps(iterator: Iterator, n: int) -> tuple[float, float, int, float]:
+        total, loss, taken, waited = run(iterator, tf.constant(n))
+        return float(total), float(loss), int(taken), float(waited)
+
+    return train_steps
+
+
+def _applied(optimizer, gradients, variables) -> bool:
+    optimizer.apply(gradients, variables)
+    return True
+
+
+def _tensors(strategy: tf.distribute.Strategy, batch: tuple) -> list[tf.Tensor]:
+    return [t for part in batch for t in strategy.experimental_local_results(part)]

@@ -1,0 +1,161 @@
+"""The entry point: flags and environment -> settings -> a run.
+
+Exit codes: 0 done; 2 refused before the first step; 1 stopped later, the last
+checkpoint kept.
+"""
+
+import contextlib
+import dataclasses
+import logging as python_logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import TextIO
+
+from absl import logging
+
+from trainer import config
+
+REFUSED, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one training job; returns the exit code."""
+    process_start = _process_start()
+    args = list(sys.argv[1:] if argv is None else argv)
+    if any(arg in ("--help", "-help", "-h", "--helpfull") for arg in args):
+        print(f"Trains a U-Net for semantic segmentation.\n\n{config.help_text()}")
+        return 0
+    try:
+        settings = _settings(args)
+        with _quiet_start():
+            from trainer import job, train
+
+            run = job.prepare(
+                settings,
+                config.directories(settings, os.environ),
+                cloud_job_id=os.environ.get("CLOUD_ML_JOB_ID"),
+                in_trial="CLOUD_ML_TRIAL_ID" in os.environ,
+            )
+    except ModuleNotFoundError as error:
+        return _stopped(REFUSED, _missing(error))
+    except KeyboardInterrupt:
+        return _stopped(INTERRUPTED, "interrupted before the first step")
+    except Exception as error:
+        if not _expected(error):
+            raise
+        return _stopped(REFUSED, _one_line(error))
+    try:
+        result = train.train_and_evaluate(run, process_start)
+    except KeyboardInterrupt:
+        reason = f"interrupted after step {run.state['step']}"
+        return _stopped(INTERRUPTED, f"{reason}; {train.what_is_kept(run)}")
+    except Exception as error:
+        if not _expected(error):
+            raise
+        return _stopped(FAILED, f"{_one_line(error)}; {train.what_is_kept(run)}")
+    print(train.answer(run, result))
+    return 0
+
+
+def _settings(args: Sequence[str]) -> config.Config:
+    """Returns the settings of the command line."""
+    settings = config.from_args(args)
+    if not settings.fast_dev_run:
+        return settings
+    return dataclasses.replace(
+        settings,
+        job_dir=tempfile.mkdtemp(prefix="segtrainer-"),
+        checkpoint_dir=None,
+        log_dir=None,
+        total_steps=4,
+        eval_every_steps=2,
+        log_every_steps=1,
+        batch_size=min(settings.batch_size, 8),
+        global_batch_size=None,
+        limit_train_examples=min(settings.limit_train_examples or 32, 32),
+        limit_eval_examples=min(settings.limit_eval_examples or 8, 8),
+    )
+
+
+def _expected(error: Exception) -> bool:
+    """Returns whether it is a mishap to be told in one line, rather than a bug."""
+    kinds = (ValueError, OSError, FloatingPointError)
+    # TensorFlow's own errors, known without importing it.
+    return isinstance(error, kinds) or hasattr(error, "error_code")
+
+
+def _one_line(error: Exception) -> str:
+    text = getattr(error, "message", None) or str(error) or type(error).__name__
+    return text.strip().splitlines()[0]
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    if (error.name or "").split(".")[0] != "tensorflow":
+        return (
+            f"{error.name} is not installed; install segtrainer with its dependencies"
+        )
+    return (
+        "TensorFlow is not installed; install one: pip install 'segtrainer[cpu]', "
+        "'segtrainer[gpu]' or 'segtrainer[tpu]'"
+    )
+
+
+def _stopped(code: int, reason: str) -> int:
+    print(f"segtrainer: {reason}", file=sys.stderr)
+    return code
+
+
+def _process_start() -> float:
+    """Returns when the process started, seconds since 1970."""
+    import psutil
+
+    return psutil.Process().create_time()
+
+
+@contextlib.contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Keeps what TensorFlow says of itself while it starts off the terminal.
+
+    It writes past Python to file descriptor 2, whatever TF_CPP_MIN_LOG_LEVEL says.
+    Who sets that variable sees all of it.
+    """
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        _log_to(sys.stderr)
+        yield
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    terminal = os.dup(2)
+    ours = os.fdopen(os.dup(2), "w", buffering=1)
+    _log_to(ours)
+    with tempfile.TemporaryFile() as unseen:
+        os.dup2(unseen.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+
+
+def _log_to(terminal: TextIO) -> None:
+    """Sends our log lines, bare, to the terminal, above the progress bar."""
+    from tqdm import tqdm
+
+    class AboveTheBar(python_logging.Handler):
+        def emit(self, record: python_logging.LogRecord) -> None:
+            tqdm.write(self.format(record), file=terminal)
+
+    handler = AboveTheBar()
+    handler.setFormatter(python_logging.Formatter("%(message)s"))
+    handler.addFilter(lambda record: "trainer" in record.pathname)
+    logging.use_absl_handler()
+    absl_logger = logging.get_absl_logger()
+    absl_logger.handlers[:] = [handler]
+    absl_logger.propagate = False
+    logging.set_verbosity(logging.INFO)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
