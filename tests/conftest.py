@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # TensorFlow reads it once, when imported
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from benchmarks import make_sample, scale_dataset
+from trainer import model
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
@@ -201,3 +203,16 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
         return write_tfds(data_dir, "shapes", features, splits, example, shards, seed)
 
     return write
+
+
+@pytest.fixture
+def tiny_unet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts a model of one layer in the place of the U-Net, which takes seconds."""
+
+    def build(*, image_size: int, num_classes: int, seed: int, **_) -> keras.Model:
+        keras.utils.set_random_seed(seed)
+        image = keras.Input((image_size, image_size, 3))
+        convolution = keras.layers.Conv2D(num_classes, 3, padding="same", name="logits")
+        return keras.Model(image, convolution(image))
+
+    monkeypatch.setattr(model, "build_unet", build)

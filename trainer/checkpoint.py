@@ -123,9 +123,15 @@ def load(directory: str, name: str) -> Checkpoint:
 
 
 def _parsed(name: str, data: bytes) -> Checkpoint:
-    with np.load(io.BytesIO(data)) as file:
-        arrays = dict(file)
-    return Checkpoint(name, arrays, json.loads(str(arrays.pop(STATE))))
+    try:
+        with np.load(io.BytesIO(data)) as file:
+            arrays = dict(file)
+        return Checkpoint(name, arrays, json.loads(str(arrays.pop(STATE))))
+    except (ValueError, TypeError, KeyError, EOFError, OSError, zipfile.BadZipFile):
+        raise ValueError(
+            f"{name} must be a checkpoint of this program, got {len(data)} bytes that "
+            "are none"
+        ) from None
 
 
 def load_file(path: str) -> Checkpoint:
@@ -139,11 +145,12 @@ def load_file(path: str) -> Checkpoint:
         return load(os.path.dirname(path), name)
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
-            return _parsed(os.path.basename(path), file.read())
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile, tf.errors.OpError) as e:
+            data = file.read()
+    except tf.errors.OpError as error:
         raise ValueError(
-            f"{path} must be a checkpoint, got {str(e).splitlines()[0]}"
+            f"{path} must be a checkpoint: {error.message.splitlines()[0]}"
         ) from None
+    return _parsed(path, data)
 
 
 def names(directory: str) -> list[str]:
@@ -170,8 +177,8 @@ def load_latest(directory: str) -> Checkpoint | None:
             passed_over.append(name)
     if pointer(directory):
         raise ValueError(
-            f"{directory} must hold a whole checkpoint, got {', '.join(passed_over)}, "
-            "none whole; start in another job_dir"
+            f"{directory} must hold a whole checkpoint, got "
+            f"{', '.join(passed_over) or 'no file'}, none whole; start in another job_dir"
         )
     return None
 
@@ -182,9 +189,15 @@ def prune(directory: str, keep: int) -> None:
     Those after the latest are left alone: they were passed over, not written by us.
     """
     at = pointer(directory)
-    kept = [name for name in names(directory) if name <= at["latest"]]
-    for name in kept[keep:]:
-        if name != at["best"]:
+    written = [name for name in names(directory) if name <= at["latest"]]
+    # What a kill left without a digest takes no good one's place.
+    whole = [
+        name
+        for name in written
+        if tf.io.gfile.exists(os.path.join(directory, f"{name}.npz.sha256"))
+    ]
+    for name in written:
+        if name not in (*whole[:keep], at["best"]):
             path = os.path.join(directory, f"{name}.npz")
             # The digest goes first: without it, what is left does not count.
             for file in (f"{path}.sha256", path):

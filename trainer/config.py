@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -84,7 +85,7 @@ class Config:
     jit_compile: bool = setting("Model", False, "Compile the training step with XLA; one replica only.", identity=True)
     model_summary: bool = setting("Model", False, "Print the layers and their parameters before training.")
 
-    epochs: float = setting("Training", 20.0, "Passes over the training examples.", low=0)
+    epochs: float = setting("Training", 20.0, "Passes over the training examples.", low=0, high=1e6)
     total_steps: int | None = setting("Training", None, "Steps to train, instead of epochs.", low=1)
     batch_size: int = setting("Training", 64, "Examples per step on one replica.", low=1)
     global_batch_size: int | None = setting("Training", None, "Examples per step over all replicas, instead of batch_size.", low=1)
@@ -101,7 +102,7 @@ class Config:
 
     eval_every_steps: int | None = setting("Evaluation", None, "Steps between evaluations; one epoch when absent.", low=1)
     eval_batch_size: int | None = setting("Evaluation", None, "Examples per evaluation step on one replica; that of training when absent.", low=1)
-    best_metric: str = setting("Evaluation", "val_mean_iou", "Metric that names the best checkpoint: val_loss, val_mean_iou, val_pixel_accuracy, val_iou/CLASS or val_dice/CLASS.")
+    best_metric: str = setting("Evaluation", "val_mean_iou", "Metric that names the best checkpoint: val_loss, val_mean_iou, val_pixel_accuracy, val_iou/CLASS or val_dice/CLASS.", identity=True)
     hp_metric: str = setting("Evaluation", "val_loss", "Metric reported to the tuner in a trial; names as for best_metric.")
 
     job_dir: str | None = setting("Output", None, "Where the run writes all it writes, local or gs://; then AIP_MODEL_DIR's parent, then runs/DATASET.")
@@ -147,8 +148,9 @@ class Config:
         if self.epochs == 0 or self.learning_rate == 0:
             name = "epochs" if self.epochs == 0 else "learning_rate"
             raise ValueError(f"{name} must be more than 0, got 0; leave it out")
-        if self.clip_norm == 0:
-            raise ValueError("clip_norm must be more than 0, got 0; leave it out")
+        for name in ("clip_norm", "max_minutes"):
+            if getattr(self, name) == 0:
+                raise ValueError(f"{name} must be more than 0, got 0; leave it out")
         if self.dataset != Config.dataset and self.data_dir is None:
             raise ValueError(
                 f"dataset {self.dataset} needs data_dir: only {Config.dataset} has a "
@@ -208,6 +210,16 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
     rule = field.metadata
     if isinstance(value, str) and not value:
         raise ValueError(f"{field.name} must not be empty; leave the flag out instead")
+    if isinstance(value, str) and value.startswith("--"):
+        raise ValueError(
+            f"{field.name} must have a value, got the next flag, {value}; write "
+            f"--{field.name}=VALUE"
+        )
+    if isinstance(value, str) and value.startswith("~"):
+        raise ValueError(
+            f"{field.name} must be a path without ~, which the shell leaves alone after "
+            f"=, got {value}; write $HOME instead"
+        )
     if rule["choices"] and value not in rule["choices"]:
         options = ", ".join(rule["choices"])
         raise ValueError(f"{field.name} must be one of {options}, got {value!r}")
@@ -215,9 +227,9 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
         raise ValueError(f"{field.name} must be a finite number, got {value}")
     low, high = rule["low"], rule["high"]
     if low is not None and value < low:
-        raise ValueError(f"{field.name} must be at least {low:g}, got {value:g}")
+        raise ValueError(f"{field.name} must be at least {low:.12g}, got {value:.12g}")
     if high is not None and value > high:
-        raise ValueError(f"{field.name} must be at most {high:g}, got {value:g}")
+        raise ValueError(f"{field.name} must be at most {high:.12g}, got {value:.12g}")
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -343,14 +355,17 @@ class _Parser(flags.ArgumentParser[Any]):
         self.kind = kind
 
     def parse(self, argument: Any) -> Any:
-        return _PARSE[self.kind](argument)
+        try:
+            return _PARSE[self.kind](argument)
+        except (ValueError, OverflowError):
+            raise ValueError(f"must be {_KIND[self.kind]}") from None
 
 
 def _integer(text: Any) -> int:
     # Vertex AI's tuner sends integers as 16.0.
     number = float(text)
     if number != int(number):
-        raise ValueError("must be a whole number")
+        raise ValueError
     return int(text) if isinstance(text, int) else int(number)
 
 
@@ -368,6 +383,12 @@ _PARSE: dict[Any, Callable[[Any], Any]] = {
     str: str,
     tuple[int, ...]: _integers,
     tuple[str, ...]: _names,
+}
+
+_KIND: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    tuple[int, ...]: "whole numbers separated by commas",
 }
 
 
@@ -392,7 +413,10 @@ def _joined(args: Sequence[str], booleans: set[str]) -> list[str]:
 
 def _one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines) + "; --help shows all flags"
+    text = " ".join(lines).removeprefix("ERROR:: ")
+    # absl shows a tuple where its text for booleans should be.
+    text = re.sub(r"\('Non-boolean argument.*\)$", "must be true or false", text)
+    return text + "; --help shows all flags"
 
 
 def help_text() -> str:

@@ -3,6 +3,8 @@
 Letters: N examples in a batch, S side of the model's square input, C classes.
 """
 
+import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +18,7 @@ from trainer.examples import Examples
 
 IGNORED = 255  # Class id of pixels that count nowhere.
 CACHE_SHARE = 0.25  # Of the memory that is free, what --cache=auto may take.
+DRAIN_TURNS = 1000  # More than any stream has under way when it is stopped.
 PADDING = -1  # In the place of the epoch: an example that fills a batch only.
 
 
@@ -90,6 +93,7 @@ def train_batches(
     window: int,
     start: int,
     augmentation: dict[str, Any] | None,
+    stop: threading.Event | None = None,
 ) -> tf.data.Dataset:
     """Returns the endless stream of training batches from a position on.
 
@@ -102,6 +106,7 @@ def train_batches(
         window: See `order.epoch_order`.
         start: Position in the order: examples that the run has seen.
         augmentation: Keyword arguments of `augment.augment`; nothing when absent.
+        stop: Ends the stream when set; see `iterator`.
 
     Returns:
         Batches of image (N, S, S, 3) uint8 and mask (N, S, S) uint8, `IGNORED` or a
@@ -121,7 +126,7 @@ def train_batches(
         example_seed = augment.example_seed(seed, epoch, id)
         return augment.augment(image, mask, example_seed, **augmentation)
 
-    ds = _decoded(dataset, examples, elements, image_size)
+    ds = _decoded(dataset, examples, elements, image_size, stop)
     ds = ds.map(augmented, num_parallel_calls=tf.data.AUTOTUNE)
     ds = ds.batch(batch_size, drop_remainder=True)
     return ds.prefetch(2)
@@ -135,6 +140,7 @@ def eval_batches(
     image_size: int,
     batch_size: int,
     replicas: int = 1,
+    stop: threading.Event | None = None,
 ) -> tf.data.Dataset:
     """Returns the batches of a split, in stored order, each example once.
 
@@ -150,10 +156,42 @@ def eval_batches(
     ) -> tuple[tf.Tensor, tf.Tensor]:
         return image, tf.where(epoch == PADDING, tf.constant(IGNORED, mask.dtype), mask)
 
-    ds = _decoded(dataset, examples, elements, image_size)
+    ds = _decoded(dataset, examples, elements, image_size, stop)
     ds = ds.map(ignored, num_parallel_calls=tf.data.AUTOTUNE)
     ds = ds.batch(batch_size, drop_remainder=True)
     return ds.prefetch(2)
+
+
+@contextlib.contextmanager
+def iterator(
+    batches: Callable[[threading.Event], tf.data.Dataset],
+    strategy: tf.distribute.Strategy | None = None,
+) -> Iterator[Iterator]:
+    """Gives the iterator of a stream, and ends it properly.
+
+    Deleting an iterator waits for its threads while Python stands still; a thread that
+    is about to run our Python would wait as well, for ever. So they come to rest first.
+
+    Args:
+        batches: Returns the stream; it must end when the event is set.
+        strategy: Whose replicas get a batch each at every turn.
+    """
+    stop = threading.Event()
+    stream = batches(stop)
+    if strategy is not None:
+        stream = strategy.distribute_datasets_from_function(lambda _: batches(stop))
+    turns = iter(stream)
+    try:
+        yield turns
+    finally:
+        stop.set()
+        for _ in range(DRAIN_TURNS):
+            try:
+                next(turns)
+            except (StopIteration, tf.errors.OutOfRangeError):
+                break
+            except tf.errors.OpError:
+                continue  # Seen before, or of an example that nobody asks for.
 
 
 def _decoded(
@@ -161,6 +199,7 @@ def _decoded(
     examples: Examples,
     elements: Callable[[], Iterator[tuple[int, int, bytes]]],
     image_size: int,
+    stop: threading.Event | None,
 ) -> tf.data.Dataset:
     """Returns (id, epoch, image, mask) of each element, from the cache where it is."""
     square = (image_size, image_size)
@@ -199,8 +238,14 @@ def _decoded(
             tf.ensure_shape(mask, square),
         )
 
+    def until_stopped() -> Iterator[tuple[int, int, bytes]]:
+        for element in elements():
+            if stop is not None and stop.is_set():
+                return
+            yield element
+
     ds = tf.data.Dataset.from_generator(
-        elements,
+        until_stopped,
         output_signature=(
             tf.TensorSpec((), tf.int64),
             tf.TensorSpec((), tf.int64),
@@ -236,8 +281,12 @@ def decode(
     if dataset.ignore_id is not None:
         counted = stored != dataset.ignore_id
     wrong = counted & ((ids < 0) | (ids >= len(dataset.class_names)))
-    tf.debugging.assert_equal(tf.shape(image)[:2], tf.shape(mask)[:2])
-    tf.debugging.assert_equal(tf.reduce_any(wrong), False)
+    checks = [
+        tf.debugging.assert_equal(tf.shape(image)[:2], tf.shape(mask)[:2]),
+        tf.debugging.assert_equal(tf.reduce_any(wrong), False),
+    ]
+    with tf.control_dependencies(checks):  # Or a wrong example could reach the cache.
+        image, ids = tf.identity(image), tf.identity(ids)
     if image.shape[-1] == 1:
         image = tf.image.grayscale_to_rgb(image)
     size = (image_size, image_size)
@@ -261,11 +310,9 @@ def explain(
 
     Raises:
         ValueError: Names the file or the example and what is wrong with it. Nothing
-            is raised where an epoch's worth of examples is sound.
+            is raised where as many examples as the files hold are sound.
     """
-    for (id, _, serialized), _ in zip(
-        elements, range(len(dataset.train.ids)), strict=False
-    ):
+    for (id, _, serialized), _ in zip(elements, range(examples.total), strict=False):
         if not serialized:
             continue
         try:

@@ -96,19 +96,24 @@ def open_dataset(
         if not described[setting]:
             raise ValueError(
                 f"{setting} must be given for {info.name}, whose masks are not known; "
-                f"its features are {', '.join(info.features)}: give --{setting}=..."
+                f"its features are {', '.join(sorted(info.features))}: give --{setting}=..."
             )
-    train = _split(info, train_split)
+    train = _split(info, "train_split", train_split)
     val_split = val_split or next(
         (s for s in ("validation", "val") if s in info.splits), train_split
     )
     if val_split == train_split:
         train, val = _cut(train, val_fraction)
     else:
-        val = _split(info, val_split)
-    test = _split(info, test_split) if test_split in info.splits else None
-    if test is None and test_split not in ("test", "none"):
-        _split(info, test_split)
+        val = _split(info, "val_split", val_split)
+    if test_split == val_split:
+        raise ValueError(
+            f"test_split must be another than val_split, got {test_split} for both: "
+            "nothing may be chosen on test; give --test_split=none or a --val_split"
+        )
+    test = None
+    if test_split in info.splits or test_split not in ("test", "none"):
+        test = _split(info, "test_split", test_split)
     return Dataset(
         name=info.name,
         version=str(info.version),
@@ -123,17 +128,26 @@ def open_dataset(
 def _builder(name: str, data_dir: str, download: bool) -> tfds.core.DatasetBuilder:
     """Returns the read-only door to a prepared data set."""
     if not download and not tf.io.gfile.isdir(data_dir):
-        raise ValueError(f"data_dir must be a directory, got {data_dir}: there is none")
-    if tf.io.gfile.exists(os.path.join(data_dir, "features.json")):
-        return tfds.builder_from_directory(data_dir)
+        found = "a file" if tf.io.gfile.exists(data_dir) else "none"
+        raise ValueError(
+            f"data_dir must be a directory, got {data_dir}: there is {found}"
+        )
+    refused = (
+        *(ValueError, AssertionError, tfds.core.dataset_info.json_format.ParseError),
+        tfds.core.registered.DatasetNotFoundError,
+    )
     try:
+        if tf.io.gfile.exists(os.path.join(data_dir, "features.json")):
+            return tfds.builder_from_directory(data_dir)
         builder = tfds.builder(name, data_dir=data_dir)
         if download:
             builder.download_and_prepare()
-    except (ValueError, AssertionError, tfds.core.registered.DatasetNotFoundError) as e:
+    except refused as error:
+        # TFDS puts what it was called with in front of the reason.
+        reason = str(error).splitlines()[0].split('}": ')[-1].rstrip(".: ")
         raise ValueError(
             f"data_dir must hold the TFDS data set {name}, got {data_dir} with "
-            f"{_listing(data_dir)}: {str(e).splitlines()[0]}"
+            f"{_listing(data_dir)}: {reason}"
         ) from None
     if not builder.info.splits:
         raise ValueError(
@@ -158,28 +172,41 @@ def _features(
         if name not in info.features:
             raise ValueError(
                 f"{setting}_feature must be a feature of {info.name}, got {name!r}; it "
-                f"has {', '.join(info.features)}"
+                f"has {', '.join(sorted(info.features))}"
             )
     image, mask = info.features[image_feature], info.features[mask_feature]
-    if len(image.shape or ()) != 3 or image.shape[-1] not in (1, 3):
+    shape, dtype = _shape(image), image.np_dtype
+    if len(shape) != 3 or shape[-1] not in (1, 3) or dtype != np.uint8:
         raise ValueError(
-            f"image_feature must have 1 or 3 channels, got {image_feature!r} of shape "
-            f"{image.shape}"
+            "image_feature must be a picture of 1 or 3 channels of uint8, got "
+            f"{image_feature!r} of shape {image.shape} and dtype "
+            f"{getattr(dtype, '__name__', dtype)}"
         )
-    integer = mask.np_dtype is not None and np.issubdtype(mask.np_dtype, np.integer)
-    if len(mask.shape or ()) != 3 or mask.shape[-1] != 1 or not integer:
+    shape, dtype = _shape(mask), mask.np_dtype
+    if shape[2:] != (1,) or not np.issubdtype(dtype, np.integer):
         raise ValueError(
             f"mask_feature must be a picture of one channel of ids, got {mask_feature!r}"
-            f" of shape {mask.shape} and dtype {mask.np_dtype}"
+            f" of shape {mask.shape} and dtype {getattr(dtype, '__name__', dtype)}"
+        )
+    if image_feature == mask_feature:
+        raise ValueError(
+            f"mask_feature must be another than image_feature, got {mask_feature!r} for "
+            "both"
         )
     wanted = tfds.decode.PartialDecoding({image_feature: True, mask_feature: True})
     return wanted.extract_features(info.features)
 
 
-def _split(info: tfds.core.DatasetInfo, name: str) -> Split:
+def _shape(feature: tfds.features.FeatureConnector) -> tuple[int | None, ...]:
+    """Returns a feature's shape; an empty one where it is made of several."""
+    return feature.shape if isinstance(feature.shape, tuple) else ()
+
+
+def _split(info: tfds.core.DatasetInfo, setting: str, name: str) -> Split:
     if name not in info.splits:
         raise ValueError(
-            f"{info.name} has no split {name!r}; it has {', '.join(info.splits)}"
+            f"{setting} must be a split of {info.name}, got {name!r}; it has "
+            f"{', '.join(info.splits)}"
         )
     split = info.splits[name]
     if not split.num_examples:

@@ -3,7 +3,7 @@
 Letters: N examples on one replica, S side of an image in pixels, C classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ STEPS_PER_CALL = 4  # A signal waits for the return of the running call.
 
 def make_evaluate(
     strategy: tf.distribute.Strategy, model: keras.Model, class_names: Sequence[str]
-) -> Callable[[tf.data.Dataset, int], dict[str, float | None]]:
+) -> Callable[[Iterator, int], dict[str, float | None]]:
     """Returns the function that evaluates a split.
 
     Args:
@@ -25,8 +25,8 @@ def make_evaluate(
         class_names: C names.
 
     Returns:
-        (`data.eval_batches` of the split, their number) -> metrics by name: `loss`,
-        plain cross-entropy in nats per counted pixel whatever is trained on, and those
+        (iterator of the split's batches, dealt to the replicas, and the number of its
+        turns) -> metrics by name: `loss`, plain cross-entropy in nats per counted pixel whatever is trained on, and those
         of `metrics.summary`; None for a class that does not occur.
     """
     num_classes = len(class_names)
@@ -56,21 +56,14 @@ def make_evaluate(
             )
         return confusion, loss, pixels
 
-    def evaluate(batches: tf.data.Dataset, num_batches: int) -> dict[str, float | None]:
-        replicas = strategy.num_replicas_in_sync
-        dealt = strategy.distribute_datasets_from_function(lambda _: batches)
-        iterator, left = iter(dealt), num_batches // replicas
+    def evaluate(iterator: Iterator, turns: int) -> dict[str, float | None]:
         confusion = np.zeros((num_classes, num_classes), np.int64)
         loss = pixels = 0.0
-        while left:
-            n = min(left, STEPS_PER_CALL)
+        for start in range(0, turns, STEPS_PER_CALL):
+            n = min(turns - start, STEPS_PER_CALL)
             part = run(iterator, tf.constant(n))
             confusion += part[0].numpy()
-            loss, pixels, left = (
-                loss + float(part[1]),
-                pixels + float(part[2]),
-                left - n,
-            )
+            loss, pixels = loss + float(part[1]), pixels + float(part[2])
         mean = loss / pixels if pixels else None
         return {"loss": mean, **metrics.summary(confusion, list(class_names))}
 

@@ -30,7 +30,7 @@ class Examples:
         self.files = files
         self._last = np.cumsum(lengths)
         self._first = self._last - lengths
-        total = int(self._last[-1])
+        self.total = total = int(self._last[-1])
         self._wanted = np.zeros(total, bool)
         self._pending: dict[int, bytes] = {}
         self._open: dict[int, tuple[Iterator[bytes], int]] = {}
@@ -87,7 +87,9 @@ class Examples:
 
     def _read_next(self, shard: int, id: int) -> None:
         """Reads one more example of a file, from its head if it is behind `id`."""
-        records, next_id = self._open.get(shard, (None, self._last[shard]))
+        # Taken out until it is known to be sound: once it has failed, a reader only
+        # says that it is at its end, and who asks why must start anew.
+        records, next_id = self._open.pop(shard, (None, self._last[shard]))
         if records is None or next_id > id:
             dataset = tf.data.TFRecordDataset(self.files[shard]).prefetch(READ_AHEAD)
             records, next_id = dataset.as_numpy_iterator(), self._first[shard]
@@ -108,5 +110,3 @@ class Examples:
             self._pending[int(next_id)] = record
         if next_id + 1 < self._last[shard]:
             self._open[shard] = records, next_id + 1
-        else:
-            self._open.pop(shard, None)

@@ -89,6 +89,8 @@ def prepare(
         ValueError: One line: what is wrong, and the way out.
     """
     report.check_job_dir(directories.job)
+    report.check_directory("checkpoint_dir", directories.checkpoints)
+    report.check_directory("log_dir", directories.logs)
     failed = report.read_failed(directories.job)
     if failed and cloud_job_id and failed.get("cloud_job_id") == cloud_job_id:
         raise ValueError(
@@ -159,7 +161,12 @@ def prepare(
         checkpoint.assign(saved.arrays, job.variables)
     elif settings.init_from is not None:
         other = _initial(settings.init_from)
-        checkpoint.assign(other.arrays, checkpoint.named_variables(unet))
+        try:
+            checkpoint.assign(other.arrays, checkpoint.named_variables(unet))
+        except ValueError as error:
+            raise ValueError(
+                f"init_from must fit the model, got {settings.init_from}: {error}"
+            ) from None
     report.write_config(
         directories.job,
         config.to_dict(settings),

@@ -4,6 +4,7 @@ Letters: N images in a batch, S side of an image, C classes.
 """
 
 import os
+import warnings
 
 import keras
 import tensorflow as tf
@@ -70,9 +71,7 @@ def build_unet(
     inputs = [features]
     for width, skip in zip(DECODER_WIDTHS, reversed(skips), strict=True):
         features = UpConv(width, name=f"up_{width}")(inputs)
-        features = keras.layers.BatchNormalization(
-            synchronized=True, name=f"up_{width}_norm"
-        )(features)
+        features = SyncBatchNorm(name=f"up_{width}_norm")(features)
         features = keras.layers.ReLU(name=f"up_{width}_relu")(features)
         inputs = [features, skip]
     logits = UpConv(
@@ -158,6 +157,33 @@ class UpConv(keras.layers.Layer):
         }
 
 
+@keras.saving.register_keras_serializable(package="segtrainer")
+class SyncBatchNorm(keras.layers.BatchNormalization):
+    """BatchNorm over the examples of all replicas.
+
+    Keras' own synchronised form takes the variance as the mean of squares less the
+    square of the mean, whose rounding differs with the number of replicas; this one
+    takes the mean of squared differences, as one replica would.
+    """
+
+    def _moments(
+        self, inputs: tf.Tensor, mask: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns mean and variance of each channel, (channels,) float32."""
+        context = tf.distribute.get_replica_context()
+        x = tf.cast(inputs, tf.float32)
+        if context is None:
+            return tf.nn.moments(x, axes=(0, 1, 2))
+        replicas = context.num_replicas_in_sync
+        count = tf.cast(tf.size(x) // x.shape[-1] * replicas, tf.float32)
+        mean = context.all_reduce("sum", tf.reduce_sum(x, axis=(0, 1, 2))) / count
+        # The variance has no slope in the mean.
+        squares = tf.math.squared_difference(x, tf.stop_gradient(mean))
+        return mean, context.all_reduce(
+            "sum", tf.reduce_sum(squares, (0, 1, 2))
+        ) / count
+
+
 def _encoder(image_size: int, weights: str) -> keras.Model:
     """Returns MobileNetV2 from image in [-1, 1] to the skips and the bottleneck."""
     network = keras.applications.MobileNetV2(
@@ -171,11 +197,14 @@ def _encoder(image_size: int, weights: str) -> keras.Model:
                 f"{path}: there is no such file"
             )
         try:
-            network.load_weights(path)
+            with warnings.catch_warnings():
+                # Keras adds a hundred lines to the one that says what does not fit.
+                warnings.simplefilter("ignore")
+                network.load_weights(path)
         except (ValueError, OSError, KeyError) as error:
             raise ValueError(
                 "encoder_weights must fit keras.applications.MobileNetV2 (alpha 1.0, no "
-                f"top), got {path}: {str(error).splitlines()[0]}"
+                f"top), got {path}: {str(error).splitlines()[0].split('. ')[0]}"
             ) from None
     outputs = [network.get_layer(name).output for name in (*SKIPS, BOTTLENECK)]
     return keras.Model(network.input, outputs, name="encoder")

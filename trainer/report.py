@@ -78,23 +78,24 @@ class Reporter:
             total=total_steps,
             initial=step,
             unit="step",
+            bar_format="{percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}, {postfix}",
             disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
             leave=False,
         )
         self._next_line = time.monotonic() + PLAIN_LINE_SECONDS
 
-    def progress(self, step: int, loss: float, images_per_second: float) -> None:
+    def progress(self, step: int, loss: float, images_per_second: float | None) -> None:
         """Shows where the run is; writes nothing."""
-        left = (self._total_steps - step) * self._batch / max(images_per_second, 1e-9)
-        self._bar.set_postfix_str(f"loss {loss:.4f}, {images_per_second:.0f} images/s")
+        at = [f"loss={loss:.4f}"]
+        if images_per_second:
+            left = (self._total_steps - step) * self._batch / images_per_second
+            at += [f"{images_per_second:.0f} images/s", f"{duration(left)} left"]
+        self._bar.set_postfix_str(", ".join(at), refresh=False)
         self._bar.update(step - self._bar.n)
         if self._bar.disable and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + PLAIN_LINE_SECONDS
-            logging.info(
-                "[%d] of %d: loss=%.4f, %.1f images/s, %s left",
-                *(step, self._total_steps, loss, images_per_second, duration(left)),
-            )
+            logging.info("[%d] of %d: %s", step, self._total_steps, ", ".join(at))
 
     def train(self, row: dict[str, Any]) -> None:
         """Records a row of training, with its step."""
@@ -160,6 +161,7 @@ class Reporter:
 
 def check_job_dir(job_dir: str) -> None:
     """Raises ValueError if the directory holds what another program wrote."""
+    check_directory("job_dir", job_dir)
     if not tf.io.gfile.exists(job_dir):
         return
     if not tf.io.gfile.isdir(job_dir):
@@ -171,6 +173,25 @@ def check_job_dir(job_dir: str) -> None:
         raise ValueError(
             f"job_dir must be empty or hold a run of {PROGRAM}, got {job_dir} with "
             f"{', '.join(others[:3])} in it; give another --job_dir"
+        )
+
+
+def check_directory(setting: str, path: str) -> None:
+    """Raises ValueError if no directory can be there: a file is in the way, or a right.
+
+    Looks at the nearest directory that exists; writes nothing. A bucket is not asked.
+    """
+    if "://" in path:
+        return
+    there = os.path.abspath(path)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there):
+        raise ValueError(f"{setting} must be a directory, got the file {there}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{setting} must be a place to write to, got {path}: no right to write in "
+            f"{there}"
         )
 
 

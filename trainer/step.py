@@ -62,10 +62,12 @@ def make_optimizer(
             warmup_target=learning_rate if warmup_steps else None,
             warmup_steps=warmup_steps,
         )
+    # Without a name, those after the first of a process would be adam_1, adam_2, ...
+    # and a checkpoint of the one would not fit the other.
     if name == "adamw":
-        optimizer = keras.optimizers.AdamW(rate, weight_decay=weight_decay)
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=weight_decay, name=name)
     else:
-        optimizer = keras.optimizers.Adam(rate)
+        optimizer = keras.optimizers.Adam(rate, name=name)
     optimizer.build(model.trainable_variables)
     # Keras sums gradients over replicas when it applies them, after any clipping. Ours
     # are summed before they are clipped and checked; a second sum would multiply them.

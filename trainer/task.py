@@ -18,6 +18,7 @@ from absl import logging
 from trainer import config
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
+GRAPH_LINES = ("Graph execution error", "Detected at node", "File ", "<stack", "[[")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,7 +89,9 @@ def _expected(error: Exception) -> bool:
 
 def _one_line(error: Exception) -> str:
     text = getattr(error, "message", None) or str(error) or type(error).__name__
-    return text.strip().splitlines()[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # TensorFlow tells first where in its graph it was, then what happened.
+    return next((x for x in lines if not x.startswith(GRAPH_LINES)), lines[0])
 
 
 def _missing(error: ModuleNotFoundError) -> str:
@@ -134,6 +137,7 @@ def _quiet_start() -> Iterator[None]:
         try:
             yield
         finally:
+            python_logging.getLogger("tensorflow").setLevel(python_logging.WARNING)
             sys.stderr.flush()
             os.dup2(terminal, 2)
             os.close(terminal)

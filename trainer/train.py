@@ -14,10 +14,12 @@ test the best, result.json
 import math
 import resource
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
@@ -75,71 +77,74 @@ def train_and_evaluate(job: Job, process_start: float) -> dict[str, Any]:
     if state["step"] == 0:
         reporter.picture("augmented", _augmented(job), 0)
         reporter.picture("step-00000000", draw(job.dataset.val, "val"), 0)
-    iterator = _train_iterator(job)
-    clock = _Clock(state["step"], job.global_batch_size)
+    clock = _Clock(job.global_batch_size)
     began, seconds_before = time.time(), state["seconds"]
     seconds_to_first_step, last_saved, profiling = None, time.monotonic(), False
     profile_from, profile_to = settings.profile_steps or (None, None)
 
-    # ---- Train -------------------------------------------------------------
-    while not (reason := stop_reason(job)):
-        at = state["step"]
-        if at == profile_from:
-            tf.profiler.experimental.start(job.directories.logs)
-            profiling = True
-        called = time.monotonic()
-        try:
-            n = _steps_in_call(job, eval_every, clock.seconds_per_step)
-            loss_sum, loss, taken, waited = train_steps(iterator, n)
-        except tf.errors.OpError:
-            _explain(job)
-            raise
-        seconds = time.monotonic() - called
-        at += taken
-        if not np.isfinite(loss):
-            _fail(job, at, loss)
-        state["step"] = at
-        state["loss_sum"] += loss_sum
-        state["loss_steps"] += taken
-        state["seconds"] = seconds_before + time.time() - began
-        if seconds_to_first_step is None:
-            seconds_to_first_step = time.time() - process_start
-        clock.tick(at, seconds, waited)
-        reporter.progress(at, loss, clock.images_per_second)
-        if profiling and at == profile_to:
+    with data.iterator(_train_batches(job), job.strategy) as batches:
+        # ---- Train -------------------------------------------------------------
+        while not (reason := stop_reason(job)):
+            at = state["step"]
+            if at == profile_from:
+                tf.profiler.experimental.start(job.directories.logs)
+                profiling = True
+            called = time.monotonic()
+            try:
+                n = _steps_in_call(job, eval_every, clock.seconds_per_step)
+                loss_sum, loss, taken, waited = train_steps(batches, n)
+            except tf.errors.OpError:
+                _explain(job)
+                raise
+            seconds = time.monotonic() - called
+            at += taken
+            if not np.isfinite(loss):
+                _fail(job, at, loss)
+            state["step"] = at
+            state["loss_sum"] += loss_sum
+            state["loss_steps"] += taken
+            state["seconds"] = seconds_before + time.time() - began
+            if seconds_to_first_step is None:
+                seconds_to_first_step = time.time() - process_start
+            clock.tick(taken, seconds, waited)
+            reporter.progress(at, loss, clock.images_per_second())
+            if profiling and at == profile_to:
+                tf.profiler.experimental.stop()
+                profiling = False
+
+            # ---- Report --------------------------------------------------------
+            if at % settings.log_every_steps == 0 or at == job.total_steps:
+                row = {
+                    "step": at,
+                    "epoch": at / steps_per_epoch,
+                    "loss": state["loss_sum"] / state["loss_steps"],
+                    "learning_rate": float(
+                        keras.ops.convert_to_numpy(job.optimizer.learning_rate)
+                    ),
+                }
+                reporter.train(row | clock.restart())
+                state["loss_sum"], state["loss_steps"] = 0.0, 0
+
+            # ---- Evaluate, save ------------------------------------------------
+            every = settings.checkpoint_every_steps
+            idle = time.monotonic() - last_saved
+            if at % eval_every == 0 or stop_reason(job):
+                found = evaluate_split(job, evaluate_batches, job.dataset.val, "val")
+                found = {f"val_{name}": value for name, value in found.items()}
+                state["evaluations"].append({"step": at, **found})
+                reporter.evaluation(state["evaluations"][-1])
+                reporter.picture(f"step-{at:08d}", draw(job.dataset.val, "val"), at)
+                reporter.picture("curves", _curves(reporter, state), at)
+            elif (
+                not (every and at % every == 0)
+                and idle < settings.checkpoint_every_seconds
+            ):
+                continue
+            reporter.flush()
+            save(job)
+            last_saved = time.monotonic()
+        if profiling:
             tf.profiler.experimental.stop()
-            profiling = False
-
-        # ---- Report --------------------------------------------------------
-        if at % settings.log_every_steps == 0 or at == job.total_steps:
-            row = {
-                "step": at,
-                "epoch": at / steps_per_epoch,
-                "loss": state["loss_sum"] / state["loss_steps"],
-                "learning_rate": float(job.optimizer.learning_rate),
-            }
-            reporter.train(row | clock.restart())
-            state["loss_sum"], state["loss_steps"] = 0.0, 0
-
-        # ---- Evaluate, save ------------------------------------------------
-        every = settings.checkpoint_every_steps
-        idle = time.monotonic() - last_saved
-        if at % eval_every == 0 or stop_reason(job):
-            found = evaluate_split(job, evaluate_batches, job.dataset.val, "val")
-            found = {f"val_{name}": value for name, value in found.items()}
-            state["evaluations"].append({"step": at, **found})
-            reporter.evaluation(state["evaluations"][-1])
-            reporter.picture(f"step-{at:08d}", draw(job.dataset.val, "val"), at)
-            reporter.picture("curves", _curves(reporter, state), at)
-        elif (
-            not (every and at % every == 0) and idle < settings.checkpoint_every_seconds
-        ):
-            continue
-        reporter.flush()
-        save(job)
-        last_saved = time.monotonic()
-    if profiling:
-        tf.profiler.experimental.stop()
 
     # ---- Finish ------------------------------------------------------------
     result = {
@@ -155,12 +160,17 @@ def train_and_evaluate(job: Job, process_start: float) -> dict[str, Any]:
                 "curves", _curves(reporter, state), state["step"]
             )
         },
-        "train_images_per_second": clock.images_per_second_over_all,
+        "train_images_per_second": clock.images_per_second(over_all=True),
         "seconds_to_first_step": seconds_to_first_step,
         "train_seconds": state["seconds"],
     }
-    saved = checkpoint.load(job.directories.checkpoints, _name(result["best"]["step"]))
-    checkpoint.assign(saved.arrays, checkpoint.named_variables(job.model))
+    try:
+        name = _name(result["best"]["step"])
+        saved = checkpoint.load(job.directories.checkpoints, name)
+        checkpoint.assign(saved.arrays, checkpoint.named_variables(job.model))
+    except ValueError as error:  # The model still is that of the last step.
+        logging.warning("Passed over for the last: %s", error)
+        result["best"] = result["last"]
     split, name = (
         (job.dataset.test, "test") if job.dataset.test else (job.dataset.val, "val")
     )
@@ -222,17 +232,11 @@ def evaluate_split(
     """Returns the metrics of a split, named as `metrics.summary` names them."""
     replicas = job.strategy.num_replicas_in_sync
     batch_size = job.settings.eval_batch_size or job.batch_size
-    batches = data.eval_batches(
-        job.dataset,
-        split,
-        job.examples[name],
-        image_size=job.settings.image_size,
-        batch_size=batch_size,
-        replicas=replicas,
-    )
-    steps = math.ceil(len(split.ids) / (batch_size * replicas))
+    turns = math.ceil(len(split.ids) / (batch_size * replicas))
+    stream = _eval_batches(job, split, name, batch_size, replicas)
     try:
-        return evaluate_batches(batches, steps)
+        with data.iterator(stream, job.strategy) as batches:
+            return evaluate_batches(batches, turns)
     except tf.errors.OpError:
         elements = data.eval_elements(split, job.examples[name], 1)
         data.explain(job.dataset, job.examples[name], elements)
@@ -278,23 +282,46 @@ def _steps_in_call(job: Job, eval_every: int, seconds_per_step: float | None) ->
     return max(1, min(min(events) - at, int(CALL_SECONDS / seconds_per_step)))
 
 
-def _train_iterator(job: Job) -> Iterator:
-    """Returns the batches from the run's position on, dealt to the replicas."""
+def _train_batches(
+    job: Job, batch_size: int | None = None, at: int | None = None
+) -> Callable[[threading.Event], tf.data.Dataset]:
+    """Returns the stream of batches from a step on, the run's own where none is given."""
     settings = job.settings
+    step_now = job.state["step"] if at is None else at
 
-    def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
+    def batches(stop: threading.Event) -> tf.data.Dataset:
         return data.train_batches(
             job.dataset,
             job.examples["train"],
             image_size=settings.image_size,
-            batch_size=job.batch_size,
+            batch_size=batch_size or job.batch_size,
             seed=settings.seed,
             window=settings.shuffle_window,
-            start=job.state["step"] * job.global_batch_size,
+            start=step_now * job.global_batch_size,
             augmentation=_augmentation(settings),
+            stop=stop,
         )
 
-    return iter(job.strategy.distribute_datasets_from_function(batches))
+    return batches
+
+
+def _eval_batches(
+    job: Job, split: Split, name: str, batch_size: int, replicas: int
+) -> Callable[[threading.Event], tf.data.Dataset]:
+    """Returns the batches of a split."""
+
+    def batches(stop: threading.Event) -> tf.data.Dataset:
+        return data.eval_batches(
+            job.dataset,
+            split,
+            job.examples[name],
+            image_size=job.settings.image_size,
+            batch_size=batch_size,
+            replicas=replicas,
+            stop=stop,
+        )
+
+    return batches
 
 
 def _augmentation(settings: Config) -> dict[str, Any] | None:
@@ -326,7 +353,8 @@ def _explain(job: Job) -> None:
 def _fail(job: Job, at: int, loss: float) -> None:
     """Writes failed.json and stops the run; the last checkpoint is kept."""
     reason = (
-        f"the loss at step {at} is {loss}; try a lower --learning_rate or --clip_norm"
+        f"the loss at step {at} is {loss}; try a lower --learning_rate or --clip_norm "
+        "in a new --job_dir"
     )
     report.write_failed(
         job.directories.job, step=at, reason=reason, cloud_job_id=job.cloud_job_id
@@ -335,53 +363,35 @@ def _fail(job: Job, at: int, loss: float) -> None:
 
 
 class _Clock:
-    """Seconds and examples since the last row, the first call left out: it compiles."""
+    """The speed since the last row, and over all without the first call: it compiles."""
 
-    def __init__(self, at: int, global_batch_size: int) -> None:
+    def __init__(self, global_batch_size: int) -> None:
         self._batch = global_batch_size
-        self._at: int | None = None
-        self._steps_over_all = 0
-        self._seconds_over_all = 0.0
+        self._compiled = False
+        self._since = self._over_all = (0, 0.0, 0.0)  # Steps, seconds, of them waiting.
         self.seconds_per_step: float | None = None
-        self._seconds = self._waited = 0.0
-        self._steps = 0
 
-    def tick(self, at: int, seconds: float, waited: float) -> None:
-        """Counts a call that ended at a step."""
-        if self._at is not None:
-            self.seconds_per_step = seconds / (at - self._at)
-            self._steps += at - self._at
-            self._steps_over_all += at - self._at
-            self._seconds += seconds
-            self._seconds_over_all += seconds
-            self._waited += waited
-        self._at = at
+    def tick(self, steps: int, seconds: float, waited: float) -> None:
+        """Counts a call."""
+        if self._compiled:
+            call = (steps, seconds, waited)
+            self._since = tuple(map(sum, zip(self._since, call, strict=True)))
+            self._over_all = tuple(map(sum, zip(self._over_all, call, strict=True)))
+            self.seconds_per_step = seconds / steps
+        self._compiled = True
 
-    @property
-    def images_per_second(self) -> float:
-        """Returns examples per second since the last row; over all if it is too new."""
-        if not self._seconds:
-            return self.images_per_second_over_all or 0.0
-        return self._steps * self._batch / self._seconds
-
-    @property
-    def images_per_second_over_all(self) -> float | None:
-        """Returns examples per second of training in this process."""
-        if not self._seconds_over_all:
-            return None
-        return self._steps_over_all * self._batch / self._seconds_over_all
+    def images_per_second(self, *, over_all: bool = False) -> float | None:
+        """Returns examples per second of training; nothing before the second call."""
+        steps, seconds, _ = self._over_all if over_all else self._since
+        return steps * self._batch / seconds if seconds else None
 
     def restart(self) -> dict[str, float]:
-        """Returns the columns of a row of metrics.jsonl; starts the next."""
-        if not self._seconds:
+        """Returns the columns of a row of metrics.jsonl, and starts the next row."""
+        _, seconds, waited = self._since
+        speed, self._since = self.images_per_second(), (0, 0.0, 0.0)
+        if speed is None:
             return {}
-        row = {
-            "images_per_second": self.images_per_second,
-            "waiting_for_data": self._waited / self._seconds,
-        }
-        self._seconds = self._waited = 0.0
-        self._steps = 0
-        return row
+        return {"images_per_second": speed, "waiting_for_data": waited / seconds}
 
 
 # ---------------------------------------------------------------------------
@@ -395,18 +405,9 @@ def _curves(reporter: report.Reporter, state: dict[str, Any]) -> np.ndarray:
 
 def _augmented(job: Job) -> np.ndarray:
     """Returns a picture of the first training examples as the model sees them."""
-    settings = job.settings
-    batches = data.train_batches(
-        job.dataset,
-        job.examples["train"],
-        image_size=settings.image_size,
-        batch_size=settings.num_pictures,
-        seed=settings.seed,
-        window=settings.shuffle_window,
-        start=0,
-        augmentation=_augmentation(settings),
-    )
-    image, mask = next(iter(batches))
+    stream = _train_batches(job, batch_size=job.settings.num_pictures, at=0)
+    with data.iterator(stream) as batches:
+        image, mask = next(batches)
     names = list(job.dataset.class_names)
     return pictures.panels(image.numpy(), mask.numpy(), None, names)
 
@@ -416,14 +417,10 @@ def _make_draw(job: Job) -> Callable[[Split, str], np.ndarray]:
     predict = evaluate.make_predict(job.strategy, job.model)
 
     def draw(split: Split, name: str) -> np.ndarray:
-        batches = data.eval_batches(
-            job.dataset,
-            split,
-            job.examples[name],
-            image_size=job.settings.image_size,
-            batch_size=min(job.settings.num_pictures, len(split.ids)),
-        )
-        image, mask = (part.numpy() for part in next(iter(batches)))
+        batch_size = min(job.settings.num_pictures, len(split.ids))
+        stream = _eval_batches(job, split, name, batch_size, replicas=1)
+        with data.iterator(stream) as batches:
+            image, mask = (part.numpy() for part in next(batches))
         names = list(job.dataset.class_names)
         return pictures.panels(image, mask, predict(image), names)
 

@@ -1,0 +1,421 @@
+"""Batches: masks that keep their classes, one order whatever is cached or resumed."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from trainer import data, dataset, order
+from trainer.examples import Examples
+
+SIZE = 32
+ALL = dict(
+    flip=True,
+    crop_scale_min=0.7,
+    brightness=0.1,
+    contrast=0.1,
+    saturation=0.1,
+    hue=0.02,
+)
+
+
+def open_pets(data_dir, **settings):
+    settings = {"val_fraction": 0.3, **settings}
+    return dataset.open_dataset("oxford_iiit_pet", data_dir=data_dir, **settings)
+
+
+def open_shapes(data_dir, **settings):
+    shapes = dict(
+        image_feature="photo",
+        mask_feature="labels",
+        class_names=("ground", "disc"),
+        ignore_id=255,
+        val_fraction=0.3,
+    )
+    return dataset.open_dataset("shapes", data_dir=data_dir, **{**shapes, **settings})
+
+
+def train(opened, count, *, start=0, batch_size=4, cache="memory", augmentation=ALL):
+    """Returns the first `count` images and masks of the stream from `start` on."""
+    examples = data.examples_of(opened, SIZE, cache)["train"]
+
+    def stream(stop):
+        return data.train_batches(
+            opened,
+            examples,
+            image_size=SIZE,
+            batch_size=batch_size,
+            seed=3,
+            window=1000,
+            start=start,
+            augmentation=augmentation,
+            stop=stop,
+        )
+
+    return taken(stream, count, batch_size)
+
+
+def taken(stream, count, batch_size):
+    """Returns the first `count` images and masks of an endless stream."""
+    with data.iterator(stream) as batches:
+        parts = [next(batches) for _ in range(-(-count // batch_size))]
+    image, mask = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
+    return image, mask
+
+
+def evaluated(opened, split, *, batch_size, replicas=1, cache="none", examples=None):
+    """Returns the batches of a split."""
+    examples = examples or data.examples_of(opened, SIZE, cache)[split]
+
+    def stream(stop):
+        return data.eval_batches(
+            opened,
+            getattr(opened, split),
+            examples,
+            image_size=SIZE,
+            batch_size=batch_size,
+            replicas=replicas,
+            stop=stop,
+        )
+
+    with data.iterator(stream) as batches:
+        return [(image.numpy(), mask.numpy()) for image, mask in batches]
+
+
+def ids_of(opened, count):
+    """Returns which examples the stream of `train` holds, in its order."""
+    lengths, ids = opened.train.shard_lengths, []
+    for epoch in range(-(-count // sum(lengths))):
+        turn = order.epoch_order(lengths, seed=3, epoch=epoch, window=1000)
+        ids += opened.train.ids[turn].tolist()
+    return ids[:count]
+
+
+# ---------------------------------------------------------------------------
+# One example
+
+
+def test_resized_mask_invents_no_class(pets):
+    opened = open_pets(pets(4, n_test=8))
+    [(_, mask)] = evaluated(opened, "test", batch_size=8)
+    assert all(set(np.unique(m)) == {0, 1, 2} for m in mask)
+
+
+def test_resized_mask_holds_stored_ids_of_the_nearest_pixels(pets):
+    opened = open_pets(pets(4))
+    record = data.examples_of(opened, SIZE, "none")["test"].serialized(0)
+    stored = opened.features.deserialize_example(record)["segmentation_mask"].numpy()
+    height, width = stored.shape[:2]
+    rows = ((np.arange(SIZE) + 0.5) * height / SIZE).astype(int)
+    columns = ((np.arange(SIZE) + 0.5) * width / SIZE).astype(int)
+    _, mask = data.decode(opened, record, SIZE)
+    np.testing.assert_array_equal(mask, stored[rows][:, columns, 0] - 1)
+
+
+def test_resized_image_is_the_bilinear_one_rounded(pets):
+    opened = open_pets(pets(4))
+    record = data.examples_of(opened, SIZE, "none")["test"].serialized(0)
+    stored = opened.features.deserialize_example(record)["image"]
+    image, _ = data.decode(opened, record, SIZE)
+    expected = tf.image.resize(stored, (SIZE, SIZE), method="bilinear")
+    assert np.abs(image.numpy() - expected.numpy()).max() <= 0.501
+
+
+def test_batches_are_uint8_squares(pets):
+    opened = open_pets(pets(6))
+    for image, mask in (
+        train(opened, 4),
+        train(opened, 4, cache="none", augmentation=None),
+        evaluated(opened, "test", batch_size=4)[0],
+    ):
+        assert (image.shape, image.dtype) == ((4, SIZE, SIZE, 3), np.uint8)
+        assert (mask.shape, mask.dtype) == ((4, SIZE, SIZE), np.uint8)
+        assert image.max() > 100
+
+
+def test_ignored_id_becomes_255_and_the_others_class_ids(shapes):
+    opened = open_shapes(shapes(train=6, test=4))
+    for _, mask in (
+        train(opened, 4),
+        evaluated(opened, "test", batch_size=4)[0],
+    ):
+        assert set(np.unique(mask)) == {0, 1, data.IGNORED}
+
+
+def test_ignored_id_within_the_classes_becomes_255(pets):
+    settings = dict(ignore_id=3, class_names=("pet", "background"))
+    opened = open_pets(pets(6), **settings)
+    [(_, mask)] = evaluated(opened, "test", batch_size=4)
+    [(_, before)] = evaluated(open_pets(pets(6)), "test", batch_size=4)
+    np.testing.assert_array_equal(mask, np.where(before == 2, 255, before))
+
+
+def rewrite(file, index, change):
+    """Changes one stored example: `change` gets its features by name."""
+    records = list(tf.data.TFRecordDataset(file).as_numpy_iterator())
+    example = tf.train.Example.FromString(records[index])
+    change(example.features.feature)
+    records[index] = example.SerializeToString()
+    with tf.io.TFRecordWriter(file) as writer:
+        for record in records:
+            writer.write(record)
+
+
+def png(mask):
+    return tf.io.encode_png(mask.astype(np.uint8)).numpy()
+
+
+def test_grey_images_become_three_equal_channels(pets):
+    opened = open_pets(pets(4, n_test=1))
+
+    def to_grey(feature):
+        picture = tf.io.decode_image(feature["image"].bytes_list.value[0])[..., :1]
+        feature["image"].bytes_list.value[:] = [tf.io.encode_png(picture).numpy()]
+
+    rewrite(opened.test.files[0], 0, to_grey)
+    grey = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
+    features = tfds.features.FeaturesDict({**opened.features, "image": grey})
+    opened = dataclasses.replace(opened, features=features)
+    [(image, _)] = evaluated(opened, "test", batch_size=1)
+    assert image.shape == (1, SIZE, SIZE, 3)
+    assert image.std() > 10 and (image == image[..., :1]).all()
+
+
+# ---------------------------------------------------------------------------
+# The stream of training examples
+
+
+def test_stream_holds_the_examples_of_the_order(pets):
+    opened = open_pets(pets(12))
+    image, mask = train(opened, 20, augmentation=None)
+    examples = data.examples_of(opened, SIZE, "none")["train"]
+    for id, one_image, one_mask in zip(ids_of(opened, 20), image, mask, strict=True):
+        expected = data.decode(opened, examples.serialized(id), SIZE)
+        np.testing.assert_array_equal(one_image, expected[0])
+        np.testing.assert_array_equal(one_mask, expected[1])
+
+
+@pytest.mark.parametrize("start", [0, 13])
+def test_cached_batches_are_those_that_are_not_byte_for_byte(pets, start):
+    opened = open_pets(pets(12, shards=3), val_fraction=0.25)
+    assert len(opened.train.ids) == 9
+    found = [
+        [part.tobytes() for part in train(opened, 24, start=start, cache=cache)]
+        for cache in ("memory", "none")
+    ]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_stream_from_a_position_is_the_tail_of_the_stream_from_the_start(pets, cache):
+    opened = open_pets(pets(12, shards=3), val_fraction=0.25)
+    image, mask = train(opened, 30, cache=cache)
+    for start in (1, 8, 9, 13, 18):
+        count = 30 - start
+        tail = train(opened, count, start=start, batch_size=count, cache=cache)
+        np.testing.assert_array_equal(tail[0], image[start:])
+        np.testing.assert_array_equal(tail[1], mask[start:])
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 20])
+def test_examples_and_augmentation_do_not_depend_on_the_batch_size(pets, batch_size):
+    opened = open_pets(pets(12))
+    expected = train(opened, 20, batch_size=4)
+    found = train(opened, 20, batch_size=batch_size)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def pictures_of_each(opened, epochs, **settings):
+    """Returns the different images of each example over some epochs."""
+    count = epochs * len(opened.train.ids)
+    image, _ = train(opened, count, **settings)
+    found: dict = {}
+    for id, one in zip(ids_of(opened, count), image, strict=True):
+        found.setdefault(id, set()).add(one.tobytes())
+    return found
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_augmentation_is_drawn_afresh_in_each_epoch(pets, cache):
+    opened = open_pets(pets(6))
+    found = pictures_of_each(opened, epochs=5, cache=cache)
+    assert len(found) == len(opened.train.ids)
+    assert all(len(pictures) == 5 for pictures in found.values())
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_without_augmentation_an_example_is_the_same_in_each_epoch(pets, cache):
+    opened = open_pets(pets(6))
+    found = pictures_of_each(opened, epochs=3, cache=cache, augmentation=None)
+    assert all(len(pictures) == 1 for pictures in found.values())
+
+
+def test_cached_examples_are_read_and_decoded_once(pets, monkeypatch):
+    opened = open_pets(pets(12, shards=2))
+    examples = data.examples_of(opened, SIZE, "memory")
+    calls, batch_size = {"_read_next": 0, "put": 0}, len(opened.train.ids)
+
+    def stream(stop):
+        return data.train_batches(
+            opened,
+            examples["train"],
+            image_size=SIZE,
+            batch_size=batch_size,
+            seed=0,
+            window=1000,
+            start=0,
+            augmentation=None,
+            stop=stop,
+        )
+
+    for name in calls:
+        method = getattr(Examples, name)
+
+        def counted(self, *args, name=name, method=method):
+            calls[name] += 1
+            return method(self, *args)
+
+        monkeypatch.setattr(Examples, name, counted)
+    for _ in range(2):
+        evaluated(opened, "val", batch_size=2, examples=examples["val"])
+        taken(stream, count=3 * batch_size, batch_size=batch_size)
+    assert calls == {"_read_next": 12, "put": 12}
+
+
+def test_train_and_its_cut_share_the_cache_and_test_has_none(pets):
+    opened = open_pets(pets(6))
+    readers = data.examples_of(opened, SIZE, "memory")
+    assert readers["train"] is readers["val"]
+    assert readers["train"].cached and not readers["test"].cached
+    readers = data.examples_of(opened, SIZE, "none")
+    assert readers["train"] is not readers["val"]
+    assert not any(reader.cached for reader in readers.values())
+
+
+@pytest.mark.parametrize(("free", "cached"), [(10**9, True), (10**4, False)])
+def test_cache_auto_takes_memory_where_the_examples_fit(
+    pets, monkeypatch, free, cached
+):
+    memory = type("Memory", (), {"available": free})
+    monkeypatch.setattr(data.psutil, "virtual_memory", lambda: memory)
+    readers = data.examples_of(open_pets(pets(6)), SIZE, "auto")
+    assert readers["train"].cached is cached
+
+
+# ---------------------------------------------------------------------------
+# The batches of an evaluation
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+@pytest.mark.parametrize("num_examples", [1, 3, 4, 5, 7, 8, 9])
+def test_every_example_is_evaluated_once_and_padding_is_ignored(
+    pets, num_examples, cache
+):
+    opened = open_pets(pets(num_examples * 2, shards=1), val_fraction=0.5)
+    examples = data.examples_of(opened, SIZE, cache)["val"]
+    for _ in range(2):  # The second time from the cache, where there is one.
+        batches = evaluated(opened, "val", batch_size=2, replicas=2, examples=examples)
+        assert len(batches) == -(-num_examples // 4) * 2
+        image, mask = (np.concatenate(part) for part in zip(*batches, strict=True))
+        counted = (mask != data.IGNORED).any(axis=(1, 2))
+        assert counted.tolist() == [True] * num_examples + [False] * (
+            len(mask) - num_examples
+        )
+        expected = [
+            data.decode(opened, record, SIZE)
+            for record in tf.data.TFRecordDataset(opened.val.files).take(num_examples)
+        ]
+        for i, (one_image, one_mask) in enumerate(expected):
+            np.testing.assert_array_equal(image[i], one_image)
+            np.testing.assert_array_equal(mask[i], one_mask)
+
+
+# ---------------------------------------------------------------------------
+# What went wrong
+
+
+def break_jpeg(feature):
+    feature["image"].bytes_list.value[:] = [feature["image"].bytes_list.value[0][:40]]
+
+
+def break_size(feature):
+    mask = np.ones((20, 30, 1))
+    feature["segmentation_mask"].bytes_list.value[:] = [png(mask)]
+
+
+def break_ids(feature):
+    stored = feature["segmentation_mask"].bytes_list.value[0]
+    mask = tf.io.decode_image(stored).numpy()[..., :1]
+    mask[5, 5] = 9
+    feature["segmentation_mask"].bytes_list.value[:] = [png(mask)]
+
+
+def remove_mask(feature):
+    del feature["segmentation_mask"]
+
+
+BROKEN = [
+    (break_jpeg, "cannot be decoded"),
+    (remove_mask, "cannot be decoded"),
+    (break_size, r"mask of its image's size, got image .* and mask \(20, 30\)"),
+    (break_ids, r"mask ids 1\.\.3, got \[.*9\]"),
+]
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+@pytest.mark.parametrize(("change", "words"), BROKEN)
+def test_a_bad_training_example_stops_the_stream_and_is_named(
+    pets, change, words, cache
+):
+    opened = open_pets(pets(8, shards=2))
+    rewrite(opened.train.files[1], 2, change)
+    with pytest.raises(tf.errors.OpError):
+        train(opened, 2 * len(opened.train.ids), cache=cache)
+    examples = data.examples_of(opened, SIZE, cache)["train"]
+    elements = data.train_elements(opened.train, examples, seed=3, window=1000, start=0)
+    where = f"example 2 of {opened.train.files[1]}"
+    with pytest.raises(ValueError, match=words) as refusal:
+        data.explain(opened, examples, elements)
+    assert where in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_bad_example_is_named_in_a_split_larger_than_train(pets):
+    opened = open_pets(pets(4, n_test=12))
+    rewrite(opened.test.files[-1], 5, break_ids)
+    with pytest.raises(tf.errors.OpError):
+        evaluated(opened, "test", batch_size=4)
+    examples = data.examples_of(opened, SIZE, "none")["test"]
+    elements = data.eval_elements(opened.test, examples, 1)
+    with pytest.raises(ValueError, match=f"example 5 of {opened.test.files[-1]}"):
+        data.explain(opened, examples, elements)
+
+
+def test_ids_of_a_refusal_are_stored_ones_with_the_ignored_id(shapes):
+    opened = open_shapes(shapes(train=6, test=4), ignore_id=254)
+    examples = data.examples_of(opened, SIZE, "none")["test"]
+    elements = data.eval_elements(opened.test, examples, 1)
+    with pytest.raises(ValueError, match=r"mask ids 0\.\.1 or 254, got \[0, 1, 255\]"):
+        data.explain(opened, examples, elements)
+
+
+def test_a_file_cut_short_stops_the_stream_and_is_named(pets):
+    opened = open_pets(pets(8, shards=2))
+    with open(opened.train.files[1], "rb+") as file:
+        file.truncate(file.seek(0, io.SEEK_END) - 5)
+    with pytest.raises(tf.errors.OpError):
+        train(opened, 2 * len(opened.train.ids))
+    examples = data.examples_of(opened, SIZE, "memory")["train"]
+    elements = data.train_elements(opened.train, examples, seed=3, window=1000, start=0)
+    with pytest.raises(ValueError, match=f"{opened.train.files[1]} cannot be read"):
+        data.explain(opened, examples, elements)
+
+
+def test_sound_examples_are_not_complained_of(pets):
+    opened = open_pets(pets(6))
+    examples = data.examples_of(opened, SIZE, "none")["train"]
+    elements = data.train_elements(opened.train, examples, seed=3, window=1000, start=0)
+    data.explain(opened, examples, elements)
