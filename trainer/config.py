@@ -345,7 +345,7 @@ def define_flags() -> flags.FlagValues:
             flags.DEFINE_boolean(field.name, field.default, help, flag_values=values)
         else:
             parser = _Parser(kind=kind)
-            default: Any = field.default
+            default = typing.cast(Any, field.default)
             flags.DEFINE(parser, field.name, default, help, flag_values=values)
     return values
 

@@ -159,29 +159,68 @@ class UpConv(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="segtrainer")
 class SyncBatchNorm(keras.layers.BatchNormalization):
-    """BatchNorm over the examples of all replicas.
+    """BatchNorm over the examples of all replicas, the same on any number of them.
 
     Keras' own synchronised form takes the variance as the mean of squares less the
-    square of the mean, whose rounding differs with the number of replicas; this one
-    takes the mean of squared differences, as one replica would.
+    square of the mean, and sums over examples and pixels at once; both round otherwise
+    on other replicas, and training blows such differences up.
     """
 
-    def _moments(
-        self, inputs: tf.Tensor, mask: tf.Tensor | None
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns mean and variance of each channel, (channels,) float32."""
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Returns the normalised (N, H, W, channels); updates the moving averages."""
         context = tf.distribute.get_replica_context()
-        x = tf.cast(inputs, tf.float32)
-        if context is None:
-            return tf.nn.moments(x, axes=(0, 1, 2))
-        replicas = context.num_replicas_in_sync
-        count = tf.cast(tf.size(x) // x.shape[-1] * replicas, tf.float32)
-        mean = context.all_reduce("sum", tf.reduce_sum(x, axis=(0, 1, 2))) / count
-        # The variance has no slope in the mean.
-        squares = tf.math.squared_difference(x, tf.stop_gradient(mean))
-        return mean, context.all_reduce(
-            "sum", tf.reduce_sum(squares, (0, 1, 2))
-        ) / count
+        if not training or not self.trainable or context is None:
+            return super().call(inputs, training=training)
+        outputs, mean, variance = _normalised(
+            tf.cast(inputs, tf.float32),
+            tf.convert_to_tensor(self.gamma),
+            tf.convert_to_tensor(self.beta),
+            self.epsilon,
+        )
+        for average, now in (
+            (self.moving_mean, mean),
+            (self.moving_variance, variance),
+        ):
+            average.assign(average * self.momentum + now * (1.0 - self.momentum))
+        return tf.cast(outputs, self.compute_dtype)
+
+
+def _normalised(
+    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns x normalised over all replicas, (N, H, W, c), its mean and variance, (c,).
+
+    Source: Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 1 and section 3.
+    """
+    context = tf.distribute.get_replica_context()
+
+    def mean_of(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        # Sums of images first, which are the same on any replicas; the sum of those in
+        # float64 is then as good as exact.
+        sums = tf.cast(tf.reduce_sum(values, axis=(1, 2)), tf.float64)
+        here = tf.reduce_sum(sums, axis=0)  # (c,)
+        count = tf.size(values) // values.shape[-1] * context.num_replicas_in_sync
+        everywhere = context.all_reduce("sum", here) / tf.cast(count, tf.float64)
+        return tf.cast(here, tf.float32), tf.cast(everywhere, tf.float32)
+
+    @tf.custom_gradient
+    def normalise(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
+        _, mean = mean_of(x)
+        centred = x - mean
+        _, variance = mean_of(tf.square(centred))
+        inverse = tf.math.rsqrt(variance + epsilon)
+
+        def gradient(dy: tf.Tensor, *unused: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            dbeta, mean_dy = mean_of(dy)
+            sum_centred, mean_centred = mean_of(dy * centred)
+            dx = (dy - mean_dy - centred * (mean_centred * inverse**2)) * (
+                gamma * inverse
+            )
+            return dx, sum_centred * inverse, dbeta
+
+        return (centred * (gamma * inverse) + beta, mean, variance), gradient
+
+    return normalise(x, gamma, beta)
 
 
 def _encoder(image_size: int, weights: str) -> keras.Model:

@@ -30,6 +30,7 @@ from trainer import files, pictures
 PROGRAM = "segtrainer"
 OURS = {"config.json", "checkpoints", "logs", "pictures", "model", "metrics.jsonl"}
 PLAIN_LINE_SECONDS = 10.0  # Between progress lines where there is no terminal.
+BEST_TAG = "best_predictions"  # Drawn once, when the run ends.
 PACKAGES = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu", "keras", "numpy")
 
 
@@ -69,7 +70,11 @@ class Reporter:
             os.path.join(job_dir, "metrics.jsonl"),
             "".join(json.dumps(row) + "\n" for row in self.rows),
         )
-        trim_events(log_dir, up_to_step=step)
+        # Each run begins and ends with pictures; they are drawn anew with it.
+        again = frozenset(
+            [BEST_TAG] if step else [BEST_TAG, "augmented", "predictions"]
+        )
+        trim_events(log_dir, up_to_step=step, again=again)
         self._events = tf.summary.create_file_writer(log_dir)
         for evaluation in evaluations:
             self._tell_tuner(evaluation)
@@ -114,11 +119,11 @@ class Reporter:
 
     def picture(self, name: str, picture: np.ndarray, step: int) -> str:
         """Writes pictures/<name>.png and shows it in TensorBoard; returns its path."""
-        directory = os.path.join(self._job_dir, "pictures")
-        tf.io.gfile.makedirs(directory)
-        path = os.path.join(directory, f"{name}.png")
+        path = picture_path(self._job_dir, name)
+        tf.io.gfile.makedirs(os.path.dirname(path))
         pictures.write_png(path, picture)
         tag = "predictions" if name.startswith("step-") else name
+        tag = BEST_TAG if name == "predictions" else tag
         with self._events.as_default():
             tf.summary.image(tag, picture[np.newaxis], step=step)
         return path
@@ -201,21 +206,22 @@ def write_config(job_dir: str, settings: dict[str, Any], **about: Any) -> None:
     Raises:
         ValueError: If it cannot be written there.
     """
+    config = {
+        "program": PROGRAM,
+        "settings": settings,
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "packages": _versions(),
+        "host": socket.gethostname(),
+        "commit": _commit(),
+        **about,
+    }
+    path = os.path.join(job_dir, "config.json")
     try:
         tf.io.gfile.makedirs(job_dir)
-        files.write_json(
-            os.path.join(job_dir, "config.json"),
-            {
-                "program": PROGRAM,
-                "settings": settings,
-                "command": sys.argv,
-                "python": platform.python_version(),
-                "packages": _versions(),
-                "host": socket.gethostname(),
-                "commit": _commit(),
-                **about,
-            },
-        )
+        # A run that is done is left as it is.
+        if files.read_json(path) != json.loads(json.dumps(config)):
+            files.write_json(path, config)
     except (tf.errors.OpError, OSError) as error:
         reason = str(getattr(error, "message", error)).splitlines()[0]
         raise ValueError(
@@ -279,13 +285,28 @@ def read_rows(job_dir: str, up_to_step: int) -> list[dict[str, Any]]:
     return [row for row in rows if row["step"] <= up_to_step]
 
 
-def trim_events(log_dir: str, up_to_step: int) -> None:
-    """Rewrites the event files that go beyond a step, or end in a torn event."""
+def picture_path(job_dir: str, name: str) -> str:
+    """Returns where a picture of that name is written."""
+    return os.path.join(job_dir, "pictures", f"{name}.png")
+
+
+def trim_events(
+    log_dir: str, up_to_step: int, again: frozenset[str] = frozenset()
+) -> None:
+    """Rewrites the event files that hold what will be written again, or a torn event.
+
+    Args:
+        log_dir: Where the event files are.
+        up_to_step: Events of later steps are removed,
+        again: and events with one of these tags, whatever their step.
+    """
     for path in tf.io.gfile.glob(os.path.join(log_dir, "events.out.tfevents.*.v2")):
         kept, trimmed = [], False
         try:
             for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
-                if Event.FromString(record).step <= up_to_step:
+                event = Event.FromString(record)
+                tags = {value.tag for value in event.summary.value}
+                if event.step <= up_to_step and not tags & again:
                     kept.append(record)
                 else:
                     trimmed = True

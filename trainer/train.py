@@ -74,6 +74,16 @@ def train_and_evaluate(job: Job, process_start: float) -> dict[str, Any]:
         job.strategy, job.model, job.dataset.class_names
     )
     draw = _make_draw(job)
+
+    def validate() -> None:
+        found = evaluate_split(job, evaluate_batches, job.dataset.val, "val")
+        found = {f"val_{name}": value for name, value in found.items()}
+        at = state["step"]
+        state["evaluations"].append({"step": at, **found})
+        reporter.evaluation(state["evaluations"][-1])
+        reporter.picture(f"step-{at:08d}", draw(job.dataset.val, "val"), at)
+        reporter.picture("curves", _curves(reporter, state), at)
+
     if state["step"] == 0:
         reporter.picture("augmented", _augmented(job), 0)
         reporter.picture("step-00000000", draw(job.dataset.val, "val"), 0)
@@ -129,12 +139,7 @@ def train_and_evaluate(job: Job, process_start: float) -> dict[str, Any]:
             every = settings.checkpoint_every_steps
             idle = time.monotonic() - last_saved
             if at % eval_every == 0 or stop_reason(job):
-                found = evaluate_split(job, evaluate_batches, job.dataset.val, "val")
-                found = {f"val_{name}": value for name, value in found.items()}
-                state["evaluations"].append({"step": at, **found})
-                reporter.evaluation(state["evaluations"][-1])
-                reporter.picture(f"step-{at:08d}", draw(job.dataset.val, "val"), at)
-                reporter.picture("curves", _curves(reporter, state), at)
+                validate()
             elif (
                 not (every and at % every == 0)
                 and idle < settings.checkpoint_every_seconds
@@ -145,6 +150,11 @@ def train_and_evaluate(job: Job, process_start: float) -> dict[str, Any]:
             last_saved = time.monotonic()
         if profiling:
             tf.profiler.experimental.stop()
+    if [e["step"] for e in state["evaluations"]][-1:] != [state["step"]]:
+        # Restarted with an end that lies behind it.
+        validate()
+        reporter.flush()
+        save(job)
 
     # ---- Finish ------------------------------------------------------------
     result = {
@@ -156,9 +166,7 @@ def train_and_evaluate(job: Job, process_start: float) -> dict[str, Any]:
         "best": best(job),
         "test": None,
         "pictures": {
-            "curves": reporter.picture(
-                "curves", _curves(reporter, state), state["step"]
-            )
+            "curves": report.picture_path(job.directories.job, "curves"),
         },
         "train_images_per_second": clock.images_per_second(over_all=True),
         "seconds_to_first_step": seconds_to_first_step,
@@ -368,27 +376,28 @@ class _Clock:
     def __init__(self, global_batch_size: int) -> None:
         self._batch = global_batch_size
         self._compiled = False
-        self._since = self._over_all = (0, 0.0, 0.0)  # Steps, seconds, of them waiting.
+        self._since = np.zeros(3)  # Steps, seconds, of them waiting for data.
+        self._over_all = np.zeros(3)
         self.seconds_per_step: float | None = None
 
     def tick(self, steps: int, seconds: float, waited: float) -> None:
         """Counts a call."""
         if self._compiled:
-            call = (steps, seconds, waited)
-            self._since = tuple(map(sum, zip(self._since, call, strict=True)))
-            self._over_all = tuple(map(sum, zip(self._over_all, call, strict=True)))
+            self._since += (steps, seconds, waited)
+            self._over_all += (steps, seconds, waited)
             self.seconds_per_step = seconds / steps
         self._compiled = True
 
     def images_per_second(self, *, over_all: bool = False) -> float | None:
         """Returns examples per second of training; nothing before the second call."""
         steps, seconds, _ = self._over_all if over_all else self._since
-        return steps * self._batch / seconds if seconds else None
+        return float(steps * self._batch / seconds) if seconds else None
 
     def restart(self) -> dict[str, float]:
         """Returns the columns of a row of metrics.jsonl, and starts the next row."""
         _, seconds, waited = self._since
-        speed, self._since = self.images_per_second(), (0, 0.0, 0.0)
+        speed = self.images_per_second()
+        self._since = np.zeros(3)
         if speed is None:
             return {}
         return {"images_per_second": speed, "waiting_for_data": waited / seconds}
