@@ -341,11 +341,11 @@ def define_flags() -> flags.FlagValues:
     for field in dataclasses.fields(Config):
         help = field.metadata["help"]
         kind = _type(field)
+        default = typing.cast(Any, field.default)
         if kind is bool:
-            flags.DEFINE_boolean(field.name, field.default, help, flag_values=values)
+            flags.DEFINE_boolean(field.name, default, help, flag_values=values)
         else:
             parser = _Parser(kind=kind)
-            default = typing.cast(Any, field.default)
             flags.DEFINE(parser, field.name, default, help, flag_values=values)
     return values
 

@@ -83,7 +83,7 @@ class Reporter:
             total=total_steps,
             initial=step,
             unit="step",
-            bar_format="{percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}, {postfix}",
+            bar_format="{percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}{postfix}",
             disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
             leave=False,

@@ -109,7 +109,7 @@ def train_and_evaluate(job: Job, process_start: float) -> dict[str, Any]:
             seconds = time.monotonic() - called
             at += taken
             if not np.isfinite(loss):
-                _fail(job, at, loss)
+                _fail(job, at, f"the loss at step {at} is {loss}")
             state["step"] = at
             state["loss_sum"] += loss_sum
             state["loss_steps"] += taken
@@ -222,9 +222,18 @@ def best(job: Job) -> dict[str, Any]:
 
 
 def save(job: Job) -> None:
-    """Writes a checkpoint of the step the run is at, then moves the pointer to it."""
+    """Writes a checkpoint of the step the run is at, then moves the pointer to it.
+
+    Raises:
+        FloatingPointError: If a variable is not finite; nothing is written then.
+    """
     directory = job.directories.checkpoints
-    latest = checkpoint.save(directory, checkpoint.values(job.variables), job.state)
+    arrays = checkpoint.values(job.variables)
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():  # The loss tells at the next step only.
+            at = job.state["step"]
+            _fail(job, at, f"after step {at} {name} is not finite")
+    latest = checkpoint.save(directory, arrays, job.state)
     best_name = _name(best(job)["step"]) if job.state["evaluations"] else latest
     checkpoint.move_pointer(directory, latest=latest, best=best_name)
     checkpoint.prune(directory, job.settings.keep_checkpoints)
@@ -358,12 +367,9 @@ def _explain(job: Job) -> None:
     data.explain(job.dataset, job.examples["train"], elements)
 
 
-def _fail(job: Job, at: int, loss: float) -> None:
+def _fail(job: Job, at: int, what: str) -> None:
     """Writes failed.json and stops the run; the last checkpoint is kept."""
-    reason = (
-        f"the loss at step {at} is {loss}; try a lower --learning_rate or --clip_norm "
-        "in a new --job_dir"
-    )
+    reason = f"{what}; try a lower --learning_rate or --clip_norm in a new --job_dir"
     report.write_failed(
         job.directories.job, step=at, reason=reason, cloud_job_id=job.cloud_job_id
     )

@@ -1,0 +1,283 @@
+"""One step: the same update on any replicas, the clip, the float16 scale, the stop."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer import losses, step
+
+SIZE, CLASSES, RATE = 4, 3, 0.5
+
+
+def strategy_of(replicas):
+    if replicas == 1:
+        return tf.distribute.OneDeviceStrategy("/cpu:0")
+    return tf.distribute.MirroredStrategy([f"/cpu:{i}" for i in range(replicas)])
+
+
+def dense():
+    """Returns a model whose gradient can be computed by hand: logits = image @ w."""
+    image = keras.Input((SIZE, SIZE, 3))
+    layer = keras.layers.Dense(CLASSES, use_bias=False, kernel_initializer="zeros")
+    return keras.Model(image, layer(image))
+
+
+class PlainSteps:
+    """Stands in for the optimizer: subtracts the gradient it is given."""
+
+    def __init__(self, scope):
+        with scope:
+            self.seen = keras.Variable(0, dtype="int32", trainable=False)
+
+    def apply(self, gradients, variables):
+        """Takes a step."""
+        self.seen.assign(self.seen.value + 1)
+        for gradient, variable in zip(gradients, variables, strict=True):
+            variable.assign(variable.value - RATE * gradient)
+
+
+def value(variable):
+    return keras.ops.convert_to_numpy(variable)
+
+
+def batches(strategy, image, mask):
+    """Returns the iterator of batches (steps, N, ...), dealt to the replicas."""
+    n = image.shape[1] // strategy.num_replicas_in_sync
+
+    def stream(_):
+        ds = tf.data.Dataset.from_tensor_slices((image, mask)).unbatch()
+        return ds.batch(n, drop_remainder=True)
+
+    return iter(strategy.distribute_datasets_from_function(stream))
+
+
+def drawn(steps=1, n=4, seed=0):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 3, (steps, n, SIZE, SIZE, 3)).astype(np.uint8)
+    mask = rng.integers(0, CLASSES, (steps, n, SIZE, SIZE)).astype(np.uint8)
+    mask[:, 0] = 255  # the replicas count unequal numbers of pixels
+    mask[:, 1, 1:] = 255
+    return image, mask
+
+
+def by_hand(weights, image, mask):
+    """Returns loss and gradient of a batch as a sum over the pixels that count."""
+    x = image[mask != 255].astype(np.float64)
+    truth = np.eye(CLASSES)[mask[mask != 255]]
+    e = np.exp(x @ weights)
+    share = e / e.sum(axis=1, keepdims=True)
+    loss = -np.log((share * truth).sum(axis=1)).sum() / len(x)
+    return loss, x.T @ (share - truth) / len(x)
+
+
+def taken(replicas, image, mask, **settings):
+    """Returns (losses' sum, last, steps, waited), weights, optimizer after steps."""
+    strategy = strategy_of(replicas)
+    with strategy.scope():
+        model = dense()
+    optimizer = PlainSteps(strategy.scope())
+    run = step.make_train_steps(strategy, model, optimizer, **settings)
+    result = run(batches(strategy, image, mask), len(image))
+    return result, model.get_weights()[0], optimizer
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_loss_and_gradient_are_sums_over_the_counted_pixels_of_all_replicas(replicas):
+    image, mask = drawn()
+    loss, gradient = by_hand(np.zeros((3, CLASSES)), image[0], mask[0])
+    found, weights, _ = taken(replicas, image, mask)
+    assert found[0] == pytest.approx(loss, rel=1e-6)
+    np.testing.assert_allclose(weights, -RATE * gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_a_batch_without_a_counted_pixel_has_loss_0_and_changes_nothing():
+    image, mask = drawn()
+    found, weights, _ = taken(2, image, np.full_like(mask, 255))
+    assert found[:3] == (0, 0, 1)
+    assert not weights.any()
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_the_sum_over_replicas_is_clipped_not_its_parts(replicas):
+    image, mask = drawn()
+    _, gradient = by_hand(np.zeros((3, CLASSES)), image[0], mask[0])
+    norm = np.linalg.norm(gradient)
+    _, weights, _ = taken(replicas, image, mask, clip_norm=norm / 4)
+    np.testing.assert_allclose(weights, -RATE * gradient / 4, rtol=1e-5, atol=1e-7)
+    _, weights, _ = taken(replicas, image, mask, clip_norm=norm * 1.01)
+    np.testing.assert_allclose(weights, -RATE * gradient, rtol=1e-5, atol=1e-7)
+
+
+def momentum_of(replicas, image, mask):
+    """Returns Adam's first moment after a step: a tenth of the gradient it was given."""
+    strategy = strategy_of(replicas)
+    with strategy.scope():
+        model = dense()
+        optimizer = step.make_optimizer(
+            model,
+            name="adam",
+            learning_rate=0.1,
+            schedule="constant",
+            warmup_steps=0,
+            total_steps=1,
+            weight_decay=0.0,
+        )
+    run = step.make_train_steps(strategy, model, optimizer)
+    run(batches(strategy, image, mask), 1)
+    [moment] = [v for v in optimizer.variables if "momentum" in v.path]
+    return keras.ops.convert_to_numpy(moment)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_keras_does_not_sum_the_gradients_a_second_time(replicas):
+    image, mask = drawn()
+    _, gradient = by_hand(np.zeros((3, CLASSES)), image[0], mask[0])
+    found = momentum_of(replicas, image, mask)
+    np.testing.assert_allclose(found, 0.1 * gradient, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_loss_that_is_not_finite_stops_in_the_middle_of_a_call(replicas):
+    image, mask = drawn(steps=5)
+    image[2] = 255
+
+    class NanWhereWhite(keras.layers.Layer):
+        def call(self, image, logits):
+            return tf.where(tf.reduce_any(image > 250), np.nan, logits)
+
+    strategy = strategy_of(replicas)
+    with strategy.scope():
+        inner = dense()
+        image_in, logits = inner.inputs[0], inner.outputs[0]
+        model = keras.Model(image_in, NanWhereWhite()(image_in, logits))
+    optimizer = PlainSteps(strategy.scope())
+    run = step.make_train_steps(strategy, model, optimizer)
+    total, last, steps, _ = run(batches(strategy, image, mask), 5)
+    assert steps == 3
+    assert np.isnan(last) and np.isnan(total)
+
+
+# ---------------------------------------------------------------------------
+# float16
+
+
+def test_the_scale_doubles_after_enough_good_steps_and_halves_after_a_bad_one():
+    scale = step.LossScale()
+    assert value(scale.scale) == step.FIRST_SCALE
+    for _ in range(step.STEPS_TO_DOUBLE - 1):
+        scale.adjust(tf.constant(True))
+    assert value(scale.scale) == step.FIRST_SCALE
+    scale.adjust(tf.constant(True))
+    assert value(scale.scale) == 2 * step.FIRST_SCALE
+    assert value(scale.good_steps) == 0
+    scale.adjust(tf.constant(True))
+    scale.adjust(tf.constant(False))
+    assert value(scale.scale) == step.FIRST_SCALE
+    assert value(scale.good_steps) == 0
+
+
+def test_the_scale_never_falls_below_1():
+    scale = step.LossScale()
+    for _ in range(20):
+        scale.adjust(tf.constant(False))
+    assert value(scale.scale) == 1
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_the_scale_is_taken_out_of_the_gradient_again(replicas):
+    image, mask = drawn()
+    _, gradient = by_hand(np.zeros((3, CLASSES)), image[0], mask[0])
+    strategy = strategy_of(replicas)
+    with strategy.scope():
+        model, scale = dense(), step.LossScale()
+    optimizer = PlainSteps(strategy.scope())
+    run = step.make_train_steps(strategy, model, optimizer, loss_scale=scale)
+    run(batches(strategy, image, mask), 1)
+    np.testing.assert_allclose(
+        model.get_weights()[0], -RATE * gradient, rtol=1e-5, atol=1e-7
+    )
+    assert value(scale.good_steps) == 1
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_step_whose_gradient_overflows_is_left_out_and_halves_the_scale(
+    replicas, clip_norm
+):
+    image, mask = drawn()
+    strategy = strategy_of(replicas)
+    with strategy.scope():
+        model, scale = dense(), step.LossScale()
+    scale.scale.assign(3e38)
+    optimizer = PlainSteps(strategy.scope())
+    run = step.make_train_steps(
+        strategy, model, optimizer, loss_scale=scale, clip_norm=clip_norm
+    )
+    image[...] = 255  # 3e38 times the gradient is more than float32 holds
+    mask[mask != 255] = 0
+    _, last, steps, _ = run(batches(strategy, image, mask), 1)
+    assert np.isfinite(last) and steps == 1
+    assert not model.get_weights()[0].any()
+    assert value(optimizer.seen) == 0
+    assert value(scale.scale) == pytest.approx(1.5e38)
+
+
+# ---------------------------------------------------------------------------
+# The learning rate
+
+
+def rates(schedule, warmup_steps, total_steps=10):
+    optimizer = step.make_optimizer(
+        dense(),
+        name="adamw",
+        learning_rate=0.1,
+        schedule=schedule,
+        warmup_steps=warmup_steps,
+        total_steps=total_steps,
+        weight_decay=0.01,
+    )
+    found = []
+    for at in range(total_steps + 1):
+        optimizer.iterations.assign(at)
+        found.append(float(optimizer.learning_rate))
+    return found
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_the_rate_rises_over_the_warm_up_then_stays_or_falls_to_0(schedule, warmup):
+    expected = []
+    for at in range(11):
+        rate = 0.1
+        if at < warmup:
+            rate *= at / warmup
+        elif schedule == "cosine":
+            rate *= (1 + np.cos(np.pi * (at - warmup) / (10 - warmup))) / 2
+        expected.append(rate)
+    np.testing.assert_allclose(rates(schedule, warmup), expected, atol=1e-7)
+
+
+def test_adamw_decays_each_weight_by_its_rate_beside_the_update():
+    model = dense()
+    model.set_weights([np.full((3, CLASSES), 2.0)])
+    optimizer = step.make_optimizer(
+        model,
+        name="adamw",
+        learning_rate=0.1,
+        schedule="constant",
+        warmup_steps=0,
+        total_steps=1,
+        weight_decay=0.05,
+    )
+    zero = [tf.zeros((3, CLASSES))]
+    optimizer.apply(zero, model.trainable_variables)
+    np.testing.assert_allclose(model.get_weights()[0], 2 * (1 - 0.1 * 0.05), rtol=1e-6)
+
+
+def test_the_loss_is_that_of_the_losses_module():
+    image, mask = drawn()
+    logits = tf.zeros((4, SIZE, SIZE, CLASSES))
+    sums, pixels = losses.cross_entropy(logits, tf.constant(mask[0]))
+    expected = float(tf.reduce_sum(sums) / tf.reduce_sum(pixels))
+    assert taken(1, image, mask)[0][0] == pytest.approx(expected, rel=1e-6)

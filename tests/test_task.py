@@ -1,0 +1,113 @@
+"""What a person at the terminal sees: help, log, table, exit code."""
+
+import dataclasses
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from trainer import config, task
+
+ENTRY = [sys.executable, "-m", "trainer.task"]
+ROOT = pathlib.Path(task.__file__).parents[1]
+
+
+def process(*args, entry=ENTRY, cwd=ROOT, **environ):
+    """Runs the program as a user does: without the log level of the tests."""
+    env = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    return subprocess.run(
+        [*entry, *args],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**env, "PYTHONPATH": str(ROOT), **environ},
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h", "--helpfull"])
+def test_help_shows_every_flag_and_ends_with_0(capsys, flag):
+    assert task.main(["--seed=1", flag]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for field in dataclasses.fields(config.Config):
+        assert re.search(rf"^  --{field.name}(=|$)", out, re.MULTILINE), field.name
+        assert field.metadata["help"] in out
+
+
+def test_the_console_script_shows_help_and_starts_no_tensorflow():
+    script = pathlib.Path(sys.executable).with_name("segtrainer-train")
+    assert script.exists(), "make install makes it"
+    done = process("--help", entry=[str(script)])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == process("--help").stdout
+    assert "--data_dir" in done.stdout
+
+
+def test_help_imports_no_tensorflow():
+    code = "import sys; from trainer import task; task.main(['--help']); "
+    code += "sys.exit('tensorflow' in sys.modules)"
+    assert process(entry=[sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_refused_command_ends_with_2_and_one_line():
+    done = process("--no_such_flag=1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("segtrainer: ")
+
+
+@pytest.mark.slow
+def test_a_try_out_goes_through_everything_and_leaves_nothing_behind(tmp_path):
+    more = ["--image_size=32", "--batch_size=2", "--encoder_weights=none"]
+    done = process("--fast_dev_run", *more, cwd=tmp_path, TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    # On the terminal are our lines, none of TensorFlow's.
+    first, second, *log = done.stderr.splitlines()
+    assert first.startswith("oxford_iiit_pet 4.0.0: 32 examples to train on"), first
+    assert second.startswith("4 steps of 2 examples"), second
+    evaluation = r"\[[24]\] val_loss=[\d.]+ val_mean_iou=[\d.]+ val_pixel_accuracy=.*"
+    progress = r"\[\d\] of 4: loss=.*"
+    assert all(re.fullmatch(f"{evaluation}|{progress}", line) for line in log), log
+    assert sum(bool(re.fullmatch(evaluation, line)) for line in log) == 2
+
+    # It ends with the table and with paths that are there, all in one folder.
+    lines = done.stdout.splitlines()
+    assert re.fullmatch(r"Best by val_mean_iou: step [24] of 4, on test:", lines[0])
+    assert [line.split()[0] for line in lines[1:7]] == [
+        *("class", "pet", "background", "border", "mean", "pixel")
+    ]
+    paths = [pathlib.Path(line.split(" ")[-1]) for line in lines[7:]]
+    assert [path.name for path in paths] == ["curves.png", "predictions.png", "logs"]
+    assert all(path.exists() for path in paths)
+    [job_dir] = tmp_path.glob("segtrainer-*")
+    assert paths[-1].parent == job_dir
+    names = {path.name for path in job_dir.iterdir()}
+    expected = {"checkpoints", "config.json", "logs", "metrics.jsonl", "pictures"}
+    assert names == expected | {"result.json"}
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_the_log_level_that_a_user_gives_is_left_alone(tmp_path):
+    code = "import os, sys; from trainer import task\n"
+    code += "with task._quiet_start():\n    os.write(2, b'heard')\n"
+    code += "print(os.environ['TF_CPP_MIN_LOG_LEVEL'])"
+    entry = [sys.executable, "-c", code]
+    loud = process(entry=entry, TF_CPP_MIN_LOG_LEVEL="0")
+    assert (loud.stdout.strip(), loud.stderr) == ("0", "heard")
+    quiet = process(entry=entry)
+    assert (quiet.stdout.strip(), quiet.stderr) == ("2", "")
+
+
+def test_a_defect_of_ours_is_not_hidden_in_one_line(monkeypatch):
+    def broken(*_):
+        raise TypeError("a defect")
+
+    monkeypatch.setattr(config, "directories", broken)
+    with pytest.raises(TypeError, match="a defect"):
+        task.main(["--fast_dev_run"])

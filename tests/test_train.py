@@ -1,0 +1,294 @@
+"""The loop: what is due when, what ends a run, what a run leaves."""
+
+import json
+import math
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer import checkpoint, evaluate, task, train
+
+SMALL = ["--image_size=32", "--num_pictures=1", "--cache=memory", "--log_every_steps=1"]
+
+
+@pytest.fixture
+def data_dir(pets):
+    """Returns a data set: 3 examples to train on and 1 to validate in each of 2 files."""
+    return pets(8, n_test=3, shards=2)
+
+
+@pytest.fixture
+def trained(data_dir, tmp_path, capfd):
+    """Runs a job of 3 steps an epoch; returns its job_dir."""
+    runs = []
+
+    def run(*more, code=0):
+        job_dir = tmp_path / f"run-{len(runs)}"
+        runs.append(job_dir)
+        args = [f"--data_dir={data_dir}", f"--job_dir={job_dir}", *SMALL]
+        assert (
+            task.main([*args, "--val_fraction=0.25", "--batch_size=2", *more]) == code
+        )
+        return job_dir
+
+    return run
+
+
+def rows(job_dir, kind="train"):
+    text = (job_dir / "metrics.jsonl").read_text()
+    return [row for row in map(json.loads, text.splitlines()) if row["kind"] == kind]
+
+
+def losses(job_dir):
+    return [row["loss"] for row in rows(job_dir)]
+
+
+def read(job_dir, name="result"):
+    return json.loads((job_dir / f"{name}.json").read_text())
+
+
+# ---------------------------------------------------------------------------
+# What is due when
+
+
+def test_a_run_leaves_what_it_promises(trained, tiny_unet, monkeypatch):
+    monkeypatch.setattr(train, "CALL_SECONDS", 1e9)
+    job_dir = trained("--epochs=2")
+    # Evaluated each epoch where nothing else is asked for.
+    assert [row["step"] for row in rows(job_dir, "eval")] == [3, 6]
+    assert [row["step"] for row in rows(job_dir)] == [1, 2, 3, 4, 5, 6]
+    assert [row["epoch"] for row in rows(job_dir)] == [n / 3 for n in range(1, 7)]
+    rates = [row["learning_rate"] for row in rows(job_dir)]
+    assert rates == pytest.approx([1e-3] * 6)
+    result = read(job_dir)
+    assert (result["step"], result["stopped_by"], result["complete"]) == (
+        6,
+        "epochs",
+        True,
+    )
+    assert result["last"]["step"] == 6
+    assert result["test"]["mean_iou"] is not None
+    assert result["peak_memory_bytes"] > 1e6
+    assert 0 < result["train_seconds"] < result["total_seconds"] + 1
+    for path in result["pictures"].values():
+        assert pathlib.Path(path).is_file()
+    pictures = {path.name for path in (job_dir / "pictures").iterdir()}
+    steps = {f"step-{step:08d}.png" for step in (0, 3, 6)}
+    assert pictures == steps | {"augmented.png", "curves.png", "predictions.png"}
+    assert read(job_dir, "config")["dataset"]["train_examples"] == 6
+
+
+def test_several_steps_in_a_call_give_the_losses_of_one_step_a_call(
+    trained, tiny_unet, monkeypatch
+):
+    calls = []
+    make = train.step.make_train_steps
+
+    def counted(*args, **settings):
+        run = make(*args, **settings)
+
+        def steps(batches, n):
+            calls.append(n)
+            return run(batches, n)
+
+        return steps
+
+    monkeypatch.setattr(train.step, "make_train_steps", counted)
+    monkeypatch.setattr(train, "CALL_SECONDS", 1e9)
+    more = ["--total_steps=9", "--eval_every_steps=9", "--log_every_steps=4"]
+    several = trained(*more)
+    assert calls == [1, 1, 2, 4, 1]  # Two to learn how long one takes.
+    calls.clear()
+    monkeypatch.setattr(train, "CALL_SECONDS", 0.0)
+    single = trained(*more)
+    assert calls == [1] * 9
+    assert [row["step"] for row in rows(single)] == [4, 8, 9]
+    assert losses(several) == pytest.approx(losses(single), rel=1e-4)
+    # A row is the mean over the steps since the row before.
+    each = losses(trained(*more, "--log_every_steps=1"))
+    expected = [np.mean(each[:4]), np.mean(each[4:8]), each[8]]
+    assert losses(single) == pytest.approx(expected, rel=1e-4)
+
+
+def test_rates_in_the_rows_are_those_of_the_schedule(trained, tiny_unet):
+    job_dir = trained(
+        *("--total_steps=6", "--eval_every_steps=6", "--warmup_steps=2"),
+        *("--schedule=cosine", "--optimizer=adamw", "--weight_decay=0.01"),
+        "--learning_rate=0.01",
+    )
+    # Of the steps still to make: after n steps the rate of the one with index n.
+    expected = [0.005] + [0.005 * (1 + math.cos(math.pi * n / 4)) for n in range(5)]
+    found = [row["learning_rate"] for row in rows(job_dir)]
+    assert found == pytest.approx(expected, abs=1e-8)
+
+
+def test_limits_leave_out_examples(trained, tiny_unet):
+    job_dir = trained(
+        *("--limit_train_examples=2", "--limit_eval_examples=1", "--epochs=2"),
+        "--batch_size=1",
+    )
+    about = read(job_dir, "config")["dataset"]
+    assert (about["train_examples"], about["val_examples"]) == (2, 1)
+    assert read(job_dir)["step"] == 4
+
+
+def test_profile_steps_writes_a_profile(trained, tiny_unet):
+    job_dir = trained("--total_steps=4", "--eval_every_steps=4", "--profile_steps=1,3")
+    assert list((job_dir / "logs").glob("plugins/profile/*/*.xplane.pb"))
+
+
+# ---------------------------------------------------------------------------
+# What ends a run
+
+
+def test_max_minutes_ends_a_run_with_an_evaluation_and_a_save(trained, tiny_unet):
+    job_dir = trained("--epochs=100", "--max_minutes=0.0001")
+    result = read(job_dir)
+    assert (result["stopped_by"], result["step"]) == ("max_minutes", 1)
+    assert [row["step"] for row in rows(job_dir, "eval")] == [1]
+    latest = checkpoint.pointer(str(job_dir / "checkpoints"))["latest"]
+    assert latest == "step-00000001"
+
+
+def test_weights_that_are_not_finite_are_not_saved(
+    trained, tiny_unet, monkeypatch, capfd
+):
+    make = train.step.make_train_steps
+
+    def spoilt(strategy, model, optimizer, **settings):
+        run = make(strategy, model, optimizer, **settings)
+
+        def steps(batches, n):
+            found = run(batches, n)
+            if int(optimizer.iterations) == 2:  # The loss of this step was finite.
+                model.weights[0].assign(model.weights[0].value * np.inf)
+            return found
+
+        return steps
+
+    monkeypatch.setattr(train.step, "make_train_steps", spoilt)
+    job_dir = trained("--total_steps=3", "--checkpoint_every_steps=1", code=1)
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith("segtrainer: after step 2 model/logits/kernel is not finite")
+    assert "step-00000001 is kept" in line
+    assert read(job_dir, "failed")["step"] == 2
+    assert checkpoint.names(str(job_dir / "checkpoints")) == ["step-00000001"]
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Gives the evaluations of validation the figures that a test asks for."""
+    told, splits = {}, []
+    evaluated = train.evaluate_split
+
+    def evaluate_split(job, evaluate_batches, split, name):
+        splits.append(name)
+        found = evaluated(job, evaluate_batches, split, name)
+        if name == "val":
+            at = splits.count("val") - 1
+            found |= {metric: values[at] for metric, values in told.items()}
+        return found
+
+    monkeypatch.setattr(train, "evaluate_split", evaluate_split)
+    return told, splits
+
+
+def test_early_stopping_counts_the_evaluations_without_a_better_one(
+    trained, tiny_unet, scored
+):
+    scored[0]["mean_iou"] = [0.5, 0.6, 0.6, 0.59, 0.9]
+    job_dir = trained(
+        "--eval_every_steps=1", "--early_stopping_evals=2", "--total_steps=5"
+    )
+    result = read(job_dir)
+    assert (result["stopped_by"], result["step"]) == ("early_stopping_evals", 4)
+    assert result["best"]["step"] == 2  # the first of equals
+
+
+@pytest.mark.parametrize(
+    ("best_metric", "step"), [("val_mean_iou", 2), ("val_loss", 1)]
+)
+def test_test_is_evaluated_once_with_the_checkpoint_best_by_its_metric(
+    trained, tiny_unet, scored, monkeypatch, best_metric, step
+):
+    told, splits = scored
+    told |= {"mean_iou": [0.1, 0.9, 0.5, 0.4], "loss": [0.1, 0.9, 0.5, 0.4]}
+    models = []
+    make = evaluate.make_evaluate
+
+    def kept(strategy, model, names):
+        models.append(model)
+        return make(strategy, model, names)
+
+    monkeypatch.setattr(evaluate, "make_evaluate", kept)
+    job_dir = trained(
+        "--total_steps=4", "--eval_every_steps=1", f"--best_metric={best_metric}"
+    )
+    assert splits == ["val"] * 4 + ["test"]
+    assert read(job_dir)["best"]["step"] == step
+    name = f"step-{step:08d}"
+    directory = str(job_dir / "checkpoints")
+    assert checkpoint.pointer(directory)["best"] == name
+    # Kept, though two newer ones are too; and what the test split was shown to.
+    arrays = checkpoint.load(directory, name).arrays
+    for variable, array in checkpoint.named_variables(models[0]).items():
+        np.testing.assert_array_equal(array.numpy(), arrays[variable])
+
+
+# ---------------------------------------------------------------------------
+# Tuner
+
+
+def test_only_a_trial_tells_the_tuner(trained, tiny_unet, tmp_path, monkeypatch):
+    told = tmp_path / "hypertune" / "output.metrics"
+    more = ["--total_steps=2", "--eval_every_steps=1"]
+    trained(*more)
+    assert not told.exists()
+    monkeypatch.setenv("CLOUD_ML_TRIAL_ID", "3")
+    job_dir = trained(*more, "--hp_metric=val_pixel_accuracy")
+    lines = [json.loads(line) for line in told.read_text().splitlines()]
+    found = [
+        (int(line["global_step"]), float(line["val_pixel_accuracy"])) for line in lines
+    ]
+    assert found == [
+        (row["step"], row["val_pixel_accuracy"]) for row in rows(job_dir, "eval")
+    ]
+    assert {line["trial"] for line in lines} == {"3"}
+
+
+# ---------------------------------------------------------------------------
+# The U-Net
+
+
+@pytest.mark.slow
+def test_the_loss_falls_on_a_small_set(trained):
+    job_dir = trained("--total_steps=40", "--eval_every_steps=20", "--batch_size=6")
+    found = losses(job_dir)
+    assert np.mean(found[-5:]) < 0.5 * np.mean(found[:5])
+    scores = [row["val_loss"] for row in rows(job_dir, "eval")]
+    assert np.isfinite(scores).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--train_encoder"],
+        ["--train_encoder", "--train_encoder_batch_norm"],
+        ["--precision=mixed_bfloat16"],
+        ["--precision=mixed_float16"],
+        ["--jit_compile"],
+    ],
+    ids=lambda flags: " ".join(flags),
+)
+def test_each_way_to_train_runs_and_is_saved(trained, flags):
+    job_dir = trained("--total_steps=2", "--encoder_weights=none", *flags)
+    assert np.isfinite(losses(job_dir)).all() and len(losses(job_dir)) == 2
+    saved = checkpoint.load_latest(str(job_dir / "checkpoints"))
+    assert saved.state["step"] == 2
+    assert {a.dtype for a in saved.arrays.values() if a.dtype.kind == "f"} == {
+        np.dtype("float32")
+    }
+    tf.keras.backend.clear_session()
