@@ -5,6 +5,7 @@ Letters: N images in a batch, S side of an image, C classes.
 
 import os
 import warnings
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
@@ -19,6 +20,7 @@ SKIPS = (
 )
 BOTTLENECK = "block_16_project"
 DECODER_WIDTHS = (512, 256, 128, 64)
+GROUP = 16  # Examples over which a convolution's gradient is summed at once.
 BUNDLED_WEIGHTS = os.path.join(
     os.path.dirname(__file__),
     "assets",
@@ -128,16 +130,8 @@ class UpConv(keras.layers.Layer):
         """Returns (N, 2H, 2W, filters) for inputs (N, H, W, channels)."""
         parts, channel = [], 0
         for x in inputs:
-            _, height, width, channels = x.shape
-            parts.append(
-                tf.nn.conv2d_transpose(
-                    x,
-                    self.kernel[..., channel : channel + channels],
-                    (tf.shape(x)[0], 2 * height, 2 * width, self.filters),
-                    strides=2,
-                    padding="SAME",
-                )
-            )
+            channels = x.shape[-1]
+            parts.append(_up_conv(x, self.kernel[..., channel : channel + channels]))
             channel += channels
         total = tf.add_n(parts)
         return total + self.bias if self.use_bias else total
@@ -155,6 +149,37 @@ class UpConv(keras.layers.Layer):
             "use_bias": self.use_bias,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
+
+
+@tf.custom_gradient
+def _up_conv(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """Returns the transposed convolution of x, (N, H, W, c), by (3, 3, filters, c).
+
+    The kernel's gradient is summed over groups of examples, two and two: where 1, 2 or
+    4 replicas share a batch, they add the same numbers in the same order.
+    """
+    n, height, width, _ = x.shape
+    shape = (tf.shape(x)[0], 2 * height, 2 * width, kernel.shape[2])
+
+    def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        groups = n // GROUP if n is not None and n % GROUP == 0 else 1
+        sums = [
+            tf.raw_ops.Conv2DBackpropFilter(
+                input=outputs,
+                filter_sizes=kernel.shape,
+                out_backprop=inputs,
+                strides=(1, 2, 2, 1),
+                padding="SAME",
+            )
+            for outputs, inputs in zip(
+                tf.split(dy, groups), tf.split(x, groups), strict=True
+            )
+        ]
+        while len(sums) > 1:
+            sums = [tf.add_n(sums[i : i + 2]) for i in range(0, len(sums), 2)]
+        return tf.nn.conv2d(dy, kernel, strides=2, padding="SAME"), sums[0]
+
+    return tf.nn.conv2d_transpose(x, kernel, shape, 2, "SAME"), gradient
 
 
 @keras.saving.register_keras_serializable(package="segtrainer")
@@ -195,24 +220,25 @@ def _normalised(
     context = tf.distribute.get_replica_context()
 
     def mean_of(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the mean over all replicas, and this replica's share of the sum."""
         # Sums of images first, which are the same on any replicas; the sum of those in
         # float64 is then as good as exact.
         sums = tf.cast(tf.reduce_sum(values, axis=(1, 2)), tf.float64)
-        here = tf.reduce_sum(sums, axis=0)  # (c,)
-        count = tf.size(values) // values.shape[-1] * context.num_replicas_in_sync
-        everywhere = context.all_reduce("sum", here) / tf.cast(count, tf.float64)
-        return tf.cast(here, tf.float32), tf.cast(everywhere, tf.float32)
+        total = context.all_reduce("sum", tf.reduce_sum(sums, axis=0))  # (c,)
+        replicas = context.num_replicas_in_sync
+        count = tf.cast(tf.size(values) // values.shape[-1] * replicas, tf.float64)
+        return tf.cast(total / count, tf.float32), tf.cast(total / replicas, tf.float32)
 
     @tf.custom_gradient
     def normalise(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
-        _, mean = mean_of(x)
+        mean, _ = mean_of(x)
         centred = x - mean
-        _, variance = mean_of(tf.square(centred))
+        variance, _ = mean_of(tf.square(centred))
         inverse = tf.math.rsqrt(variance + epsilon)
 
         def gradient(dy: tf.Tensor, *unused: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            dbeta, mean_dy = mean_of(dy)
-            sum_centred, mean_centred = mean_of(dy * centred)
+            mean_dy, dbeta = mean_of(dy)
+            mean_centred, sum_centred = mean_of(dy * centred)
             dx = (dy - mean_dy - centred * (mean_centred * inverse**2)) * (
                 gamma * inverse
             )
