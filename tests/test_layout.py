@@ -23,7 +23,16 @@ MODULES = set(TREES) - {"__init__"}
 # What each module of ours may import of ours: from the entry point at the top to the
 # leaves, which each can be used alone in a notebook. A new room gets its line here.
 LEAVES = {
-    *("augment", "config", "dataset", "distribution", "examples", "files", "losses"),
+    *(
+        "augment",
+        "clock",
+        "config",
+        "dataset",
+        "distribution",
+        "examples",
+        "files",
+        "losses",
+    ),
     *("metrics", "model", "order"),
 }
 COMMANDS = {"evaluate", "export", "predict", "prepare"}
@@ -31,7 +40,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "task": {"config", "job", "train"},
     "train": MODULES - {"task", "train"},
-    "job": MODULES - {"task", "train", "job"},
+    "judge": {"data", "dataset", "evaluate", "feed", "job", "pictures", "report"},
+    "feed": {"config", "data", "dataset", "job"},
+    "job": MODULES - {"task", "train", "judge", "feed", "job"},
     **{name: MODULES - {"task", "train", name} for name in COMMANDS},
     "checkpoint": {"distribution", "files"},
     "data": {"augment", "dataset", "examples", "order"},

@@ -6,12 +6,14 @@ import sys
 
 import pytest
 
+from trainer import checkpoint
+
 STEPS = 20
 
 
 @pytest.fixture(scope="module")
-def losses(tmp_path_factory):
-    """Returns the loss at each step of the bundled sample, by number of replicas."""
+def runs(tmp_path_factory):
+    """Returns the job_dir of a run on the bundled sample, by number of replicas."""
     found = {}
     for replicas in (1, 2, 4):
         job_dir = tmp_path_factory.mktemp(f"replicas-{replicas}") / "job"
@@ -22,6 +24,15 @@ def losses(tmp_path_factory):
             *("--log_every_steps=1", "--limit_eval_examples=8"),
         ]
         subprocess.run(command, check=True, timeout=600)
+        found[replicas] = job_dir
+    return found
+
+
+@pytest.fixture(scope="module")
+def losses(runs):
+    """Returns the loss at each step, by number of replicas."""
+    found = {}
+    for replicas, job_dir in runs.items():
         lines = (job_dir / "metrics.jsonl").read_text().splitlines()
         rows = [json.loads(line) for line in lines]
         found[replicas] = [row["loss"] for row in rows if row["kind"] == "train"]
@@ -41,3 +52,12 @@ def test_replicas_see_the_same_examples(losses, replicas):
     # Before rounding has grown, one example more or less would show.
     assert losses[replicas][:3] == pytest.approx(losses[1][:3], abs=2e-6)
     assert losses[1][0] > losses[1][-1]
+
+
+@pytest.mark.slow
+def test_two_replicas_end_with_the_weights_of_one_bit_for_bit(runs):
+    """Two add the same float32 numbers in the same order as one; four in a ring."""
+    name = f"step-{STEPS:08d}"
+    one, two = (checkpoint.load(str(runs[n] / "checkpoints"), name) for n in (1, 2))
+    assert one.arrays.keys() == two.arrays.keys()
+    assert [k for k, v in one.arrays.items() if (v != two.arrays[k]).any()] == []

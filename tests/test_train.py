@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import checkpoint, evaluate, task, train
+from trainer import checkpoint, evaluate, judge, task, train
 
 SMALL = ["--image_size=32", "--num_pictures=1", "--cache=memory", "--log_every_steps=1"]
 
@@ -181,17 +181,17 @@ def test_weights_that_are_not_finite_are_not_saved(
 def scored(monkeypatch):
     """Gives the evaluations of validation the figures that a test asks for."""
     told, splits = {}, []
-    evaluated = train.evaluate_split
+    measured = judge.Judge.metrics
 
-    def evaluate_split(job, evaluate_batches, split, name):
+    def metrics(self, split, name):
         splits.append(name)
-        found = evaluated(job, evaluate_batches, split, name)
+        found = measured(self, split, name)
         if name == "val":
             at = splits.count("val") - 1
             found |= {metric: values[at] for metric, values in told.items()}
         return found
 
-    monkeypatch.setattr(train, "evaluate_split", evaluate_split)
+    monkeypatch.setattr(judge.Judge, "metrics", metrics)
     return told, splits
 
 

@@ -48,6 +48,11 @@ class Job:
         return self.global_batch_size // self.strategy.num_replicas_in_sync
 
     @property
+    def steps_per_epoch(self) -> float:
+        """Returns how many steps it takes to see every training example once."""
+        return len(self.dataset.train.ids) / self.global_batch_size
+
+    @property
     def variables(self) -> dict[str, keras.Variable]:
         """Returns all that a checkpoint holds."""
         scale = self.loss_scale.variables if self.loss_scale else []

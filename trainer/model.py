@@ -134,7 +134,11 @@ class UpConv(keras.layers.Layer):
             parts.append(_up_conv(x, self.kernel[..., channel : channel + channels]))
             channel += channels
         total = tf.add_n(parts)
-        return total + self.bias if self.use_bias else total
+        return (
+            _add_bias(total, tf.convert_to_tensor(self.bias))
+            if self.use_bias
+            else total
+        )
 
     def compute_output_shape(self, shapes: list[tuple]) -> tuple:
         """Returns the shape of what `call` returns."""
@@ -153,33 +157,57 @@ class UpConv(keras.layers.Layer):
 
 @tf.custom_gradient
 def _up_conv(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Returns the transposed convolution of x, (N, H, W, c), by (3, 3, filters, c).
-
-    The kernel's gradient is summed over groups of examples, two and two: where 1, 2 or
-    4 replicas share a batch, they add the same numbers in the same order.
-    """
-    n, height, width, _ = x.shape
+    """Returns the transposed convolution of x, (N, H, W, c), by (3, 3, filters, c)."""
+    _, height, width, _ = x.shape
     shape = (tf.shape(x)[0], 2 * height, 2 * width, kernel.shape[2])
 
+    def kernel_gradient(dy: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        return tf.raw_ops.Conv2DBackpropFilter(
+            input=dy,
+            filter_sizes=kernel.shape,
+            out_backprop=x,
+            strides=(1, 2, 2, 1),
+            padding="SAME",
+        )
+
     def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        groups = n // GROUP if n is not None and n % GROUP == 0 else 1
-        sums = [
-            tf.raw_ops.Conv2DBackpropFilter(
-                input=outputs,
-                filter_sizes=kernel.shape,
-                out_backprop=inputs,
-                strides=(1, 2, 2, 1),
-                padding="SAME",
-            )
-            for outputs, inputs in zip(
-                tf.split(dy, groups), tf.split(x, groups), strict=True
-            )
-        ]
-        while len(sums) > 1:
-            sums = [tf.add_n(sums[i : i + 2]) for i in range(0, len(sums), 2)]
-        return tf.nn.conv2d(dy, kernel, strides=2, padding="SAME"), sums[0]
+        dx = tf.nn.conv2d(dy, kernel, strides=2, padding="SAME")
+        return dx, _sum_of_groups(kernel_gradient, dy, x)
 
     return tf.nn.conv2d_transpose(x, kernel, shape, 2, "SAME"), gradient
+
+
+@tf.custom_gradient
+def _add_bias(x: tf.Tensor, bias: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """Returns x, (N, H, W, c), plus the bias, (c,)."""
+
+    def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return dy, _sum_of_groups(lambda dy: tf.reduce_sum(dy, (0, 1, 2)), dy)
+
+    return x + bias, gradient
+
+
+def _sum_of_groups(
+    gradient: Callable[..., tf.Tensor], *examples: tf.Tensor
+) -> tf.Tensor:
+    """Returns a gradient, summed over groups of examples, two and two.
+
+    Where 1, 2 or 4 replicas share a batch, they add the same numbers: a float32 sum over
+    all examples at once rounds otherwise on other replicas, and training blows that up.
+
+    Args:
+        gradient: Sum over the examples it is given, of any shape.
+        *examples: (N, ...), cut into groups along N where `GROUP` divides it.
+    """
+    n = examples[0].shape[0]
+    groups = n // GROUP if n is not None and n % GROUP == 0 else 1
+    parts = zip(*(tf.split(values, groups) for values in examples), strict=True)
+    sums = [gradient(*part) for part in parts]
+    while len(sums) > 1:
+        # Grappler would make one flat sum of additions, in another order.
+        pairs = [tf.stack(sums[i : i + 2]) for i in range(0, len(sums), 2)]
+        sums = [tf.reduce_sum(pair, axis=0) for pair in pairs]
+    return sums[0]
 
 
 @keras.saving.register_keras_serializable(package="segtrainer")

@@ -116,8 +116,7 @@ def make_train_steps(
         if loss_scale:
             gradients = [g / loss_scale.scale.value for g in gradients]
         if clip_norm is not None:
-            finite_norm = tf.linalg.global_norm(gradients)
-            gradients, _ = tf.clip_by_global_norm(gradients, clip_norm, finite_norm)
+            gradients, _ = tf.clip_by_global_norm(gradients, clip_norm)
         if loss_scale:
             finite = tf.reduce_all(
                 [tf.reduce_all(tf.math.is_finite(g)) for g in gradients]

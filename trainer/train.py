@@ -11,12 +11,11 @@ while not told to stop:
 test the best, result.json
 """
 
+import contextlib
 import math
 import resource
 import sys
-import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -24,10 +23,10 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from trainer import checkpoint, data, evaluate, metrics, pictures, report, step
-from trainer.config import Config
-from trainer.dataset import Split
+from trainer import checkpoint, data, feed, metrics, report, step
+from trainer.clock import Clock
 from trainer.job import Job
+from trainer.judge import Judge
 
 CALL_SECONDS = 1.0  # Longest call of TensorFlow: a signal waits for its return.
 
@@ -44,24 +43,45 @@ def train_and_evaluate(job: Job, process_start: float) -> dict[str, Any]:
         ValueError: If an example or a file is damaged; names it.
         OSError, tf.errors.OpError: If something cannot be written or read.
     """
-    settings, state = job.settings, job.state
     done_before = report.read_result(job.directories.job)
-    if done_before.get("step") == state["step"] and stop_reason(job):
-        logging.info("This run is done: nothing left to train after step %d. Its files "
-                     "are in %s", state["step"], job.directories.job)  # fmt: skip
+    if done_before.get("step") == job.state["step"] and stop_reason(job):
+        logging.info(
+            "This run is done: nothing left to train after step %d. Its files are in %s",
+            *(job.state["step"], job.directories.job),
+        )
         return done_before
-    steps_per_epoch = len(job.dataset.train.ids) / job.global_batch_size
-    eval_every = settings.eval_every_steps or math.ceil(steps_per_epoch)
-    _say_what_starts(job, steps_per_epoch)
+    _say_what_starts(job)
     reporter = report.Reporter(
         job_dir=job.directories.job,
         log_dir=job.directories.logs,
-        step=state["step"],
+        step=job.state["step"],
         total_steps=job.total_steps,
         global_batch_size=job.global_batch_size,
-        hp_metric=settings.hp_metric if job.in_trial else None,
-        evaluations=state["evaluations"],
+        hp_metric=job.settings.hp_metric if job.in_trial else None,
+        evaluations=job.state["evaluations"],
     )
+    with contextlib.closing(reporter):
+        judge = Judge(job, reporter)
+        if job.state["step"] == 0:
+            judge.draw_augmented()
+            judge.draw("step-00000000", job.dataset.val, "val")
+        clock = Clock(job.global_batch_size, process_start)
+        _train(job, reporter, judge, clock)
+        result = _finish(job, judge)
+    result |= {
+        "train_images_per_second": clock.images_per_second(over_all=True),
+        "seconds_to_first_step": clock.seconds_to_first_step,
+        "train_seconds": job.state["seconds"],
+        "total_seconds": time.time() - process_start,
+        "peak_memory_bytes": _peak_memory_bytes(),
+    }
+    report.write_result(job.directories.job, result)
+    return result
+
+
+def _train(job: Job, reporter: report.Reporter, judge: Judge, clock: Clock) -> None:
+    """Steps, reports, evaluates and saves until it is told to stop."""
+    settings, state = job.settings, job.state
     train_steps = step.make_train_steps(
         job.strategy,
         job.model,
@@ -70,129 +90,88 @@ def train_and_evaluate(job: Job, process_start: float) -> dict[str, Any]:
         clip_norm=settings.clip_norm,
         jit_compile=settings.jit_compile,
     )
-    evaluate_batches = evaluate.make_evaluate(
-        job.strategy, job.model, job.dataset.class_names
-    )
-    draw = _make_draw(job)
+    eval_every = settings.eval_every_steps or math.ceil(job.steps_per_epoch)
+    save_every = settings.checkpoint_every_steps or math.inf
+    profiling = False
+    seconds_before, began, saved = state["seconds"], time.monotonic(), time.monotonic()
 
-    def validate() -> None:
-        found = evaluate_split(job, evaluate_batches, job.dataset.val, "val")
-        found = {f"val_{name}": value for name, value in found.items()}
-        at = state["step"]
-        state["evaluations"].append({"step": at, **found})
-        reporter.evaluation(state["evaluations"][-1])
-        reporter.picture(f"step-{at:08d}", draw(job.dataset.val, "val"), at)
-        reporter.picture("curves", _curves(reporter, state), at)
-
-    if state["step"] == 0:
-        reporter.picture("augmented", _augmented(job), 0)
-        reporter.picture("step-00000000", draw(job.dataset.val, "val"), 0)
-    clock = _Clock(job.global_batch_size)
-    began, seconds_before = time.time(), state["seconds"]
-    seconds_to_first_step, last_saved, profiling = None, time.monotonic(), False
-    profile_from, profile_to = settings.profile_steps or (None, None)
-
-    with data.iterator(_train_batches(job), job.strategy) as batches:
-        # ---- Train -------------------------------------------------------------
-        while not (reason := stop_reason(job)):
-            at = state["step"]
-            if at == profile_from:
-                tf.profiler.experimental.start(job.directories.logs)
-                profiling = True
+    with data.iterator(feed.train_batches(job), job.strategy) as batches:
+        while not stop_reason(job):
+            # ---- Step ------------------------------------------------------
+            profiling = _profile(job, state["step"], profiling)
             called = time.monotonic()
             try:
                 n = _steps_in_call(job, eval_every, clock.seconds_per_step)
                 loss_sum, loss, taken, waited = train_steps(batches, n)
             except tf.errors.OpError:
-                _explain(job)
+                feed.explain(job)
                 raise
-            seconds = time.monotonic() - called
-            at += taken
+            at = state["step"] + taken
             if not np.isfinite(loss):
                 _fail(job, at, f"the loss at step {at} is {loss}")
             state["step"] = at
             state["loss_sum"] += loss_sum
             state["loss_steps"] += taken
-            state["seconds"] = seconds_before + time.time() - began
-            if seconds_to_first_step is None:
-                seconds_to_first_step = time.time() - process_start
-            clock.tick(taken, seconds, waited)
+            state["seconds"] = seconds_before + time.monotonic() - began
+            clock.tick(taken, time.monotonic() - called, waited)
             reporter.progress(at, loss, clock.images_per_second())
-            if profiling and at == profile_to:
-                tf.profiler.experimental.stop()
-                profiling = False
 
-            # ---- Report --------------------------------------------------------
+            # ---- Report ----------------------------------------------------
             if at % settings.log_every_steps == 0 or at == job.total_steps:
+                rate = keras.ops.convert_to_numpy(job.optimizer.learning_rate)
                 row = {
                     "step": at,
-                    "epoch": at / steps_per_epoch,
+                    "epoch": at / job.steps_per_epoch,
                     "loss": state["loss_sum"] / state["loss_steps"],
-                    "learning_rate": float(
-                        keras.ops.convert_to_numpy(job.optimizer.learning_rate)
-                    ),
+                    "learning_rate": float(rate),
                 }
                 reporter.train(row | clock.restart())
                 state["loss_sum"], state["loss_steps"] = 0.0, 0
 
-            # ---- Evaluate, save ------------------------------------------------
-            every = settings.checkpoint_every_steps
-            idle = time.monotonic() - last_saved
-            if at % eval_every == 0 or stop_reason(job):
-                validate()
-            elif (
-                not (every and at % every == 0)
-                and idle < settings.checkpoint_every_seconds
+            # ---- Evaluate, save --------------------------------------------
+            idle_seconds = time.monotonic() - saved
+            if judge_now := at % eval_every == 0 or stop_reason(job):
+                judge.validate()
+            if (
+                judge_now
+                or at % save_every == 0
+                or idle_seconds >= settings.checkpoint_every_seconds
             ):
-                continue
-            reporter.flush()
-            save(job)
-            last_saved = time.monotonic()
-        if profiling:
-            tf.profiler.experimental.stop()
+                reporter.flush()
+                save(job)
+                saved = time.monotonic()
+        _profile(job, None, profiling)
     if [e["step"] for e in state["evaluations"]][-1:] != [state["step"]]:
         # Restarted with an end that lies behind it.
-        validate()
+        judge.validate()
         reporter.flush()
         save(job)
 
-    # ---- Finish ------------------------------------------------------------
-    result = {
-        "complete": True,
-        "stopped_by": reason,
-        "step": state["step"],
-        "epoch": state["step"] / steps_per_epoch,
-        "last": state["evaluations"][-1],
-        "best": best(job),
-        "test": None,
-        "pictures": {
-            "curves": report.picture_path(job.directories.job, "curves"),
-        },
-        "train_images_per_second": clock.images_per_second(over_all=True),
-        "seconds_to_first_step": seconds_to_first_step,
-        "train_seconds": state["seconds"],
-    }
+
+def _finish(job: Job, judge: Judge) -> dict[str, Any]:
+    """Returns what the run came to, the best checkpoint on test where there is one."""
+    last, chosen = job.state["evaluations"][-1], best(job)
     try:
-        name = _name(result["best"]["step"])
-        saved = checkpoint.load(job.directories.checkpoints, name)
+        saved = checkpoint.load(job.directories.checkpoints, _name(chosen["step"]))
         checkpoint.assign(saved.arrays, checkpoint.named_variables(job.model))
     except ValueError as error:  # The model still is that of the last step.
         logging.warning("Passed over for the last: %s", error)
-        result["best"] = result["last"]
-    split, name = (
-        (job.dataset.test, "test") if job.dataset.test else (job.dataset.val, "val")
-    )
-    if name == "test":
-        result["test"] = evaluate_split(job, evaluate_batches, split, "test")
-    picture = draw(split, name)
-    result["pictures"]["predictions"] = reporter.picture(
-        "predictions", picture, state["step"]
-    )
-    reporter.close()
-    result["total_seconds"] = time.time() - process_start
-    result["peak_memory_bytes"] = _peak_memory_bytes()
-    report.write_result(job.directories.job, result)
-    return result
+        chosen = last
+    test = job.dataset.test
+    split, name = (test, "test") if test else (job.dataset.val, "val")
+    return {
+        "complete": True,
+        "stopped_by": stop_reason(job),
+        "step": job.state["step"],
+        "epoch": job.state["step"] / job.steps_per_epoch,
+        "last": last,
+        "best": chosen,
+        "test": judge.metrics(test, "test") if test else None,
+        "pictures": {
+            "curves": report.picture_path(job.directories.job, "curves"),
+            "predictions": judge.draw("predictions", split, name),
+        },
+    }
 
 
 def stop_reason(job: Job) -> str | None:
@@ -243,28 +222,11 @@ def _name(at: int) -> str:
     return f"step-{at:08d}"
 
 
-def evaluate_split(
-    job: Job, evaluate_batches: Callable, split: Split, name: str
-) -> dict[str, float | None]:
-    """Returns the metrics of a split, named as `metrics.summary` names them."""
-    replicas = job.strategy.num_replicas_in_sync
-    batch_size = job.settings.eval_batch_size or job.batch_size
-    turns = math.ceil(len(split.ids) / (batch_size * replicas))
-    stream = _eval_batches(job, split, name, batch_size, replicas)
-    try:
-        with data.iterator(stream, job.strategy) as batches:
-            return evaluate_batches(batches, turns)
-    except tf.errors.OpError:
-        elements = data.eval_elements(split, job.examples[name], 1)
-        data.explain(job.dataset, job.examples[name], elements)
-        raise
-
-
 # ---------------------------------------------------------------------------
 # Parts of the loop
 
 
-def _say_what_starts(job: Job, steps_per_epoch: float) -> None:
+def _say_what_starts(job: Job) -> None:
     opened = job.dataset
     if job.restored:
         logging.info(
@@ -283,7 +245,7 @@ def _say_what_starts(job: Job, steps_per_epoch: float) -> None:
         "%d steps of %d examples (%d on each of %d replicas), %.1f steps an epoch, "
         "learning rate %g; writing to %s",
         *(job.total_steps, job.global_batch_size, job.batch_size),
-        *(job.strategy.num_replicas_in_sync, steps_per_epoch),
+        *(job.strategy.num_replicas_in_sync, job.steps_per_epoch),
         *(job.settings.learning_rate, job.directories.job),
     )
 
@@ -299,72 +261,15 @@ def _steps_in_call(job: Job, eval_every: int, seconds_per_step: float | None) ->
     return max(1, min(min(events) - at, int(CALL_SECONDS / seconds_per_step)))
 
 
-def _train_batches(
-    job: Job, batch_size: int | None = None, at: int | None = None
-) -> Callable[[threading.Event], tf.data.Dataset]:
-    """Returns the stream of batches from a step on, the run's own where none is given."""
-    settings = job.settings
-    step_now = job.state["step"] if at is None else at
-
-    def batches(stop: threading.Event) -> tf.data.Dataset:
-        return data.train_batches(
-            job.dataset,
-            job.examples["train"],
-            image_size=settings.image_size,
-            batch_size=batch_size or job.batch_size,
-            seed=settings.seed,
-            window=settings.shuffle_window,
-            start=step_now * job.global_batch_size,
-            augmentation=_augmentation(settings),
-            stop=stop,
-        )
-
-    return batches
-
-
-def _eval_batches(
-    job: Job, split: Split, name: str, batch_size: int, replicas: int
-) -> Callable[[threading.Event], tf.data.Dataset]:
-    """Returns the batches of a split."""
-
-    def batches(stop: threading.Event) -> tf.data.Dataset:
-        return data.eval_batches(
-            job.dataset,
-            split,
-            job.examples[name],
-            image_size=job.settings.image_size,
-            batch_size=batch_size,
-            replicas=replicas,
-            stop=stop,
-        )
-
-    return batches
-
-
-def _augmentation(settings: Config) -> dict[str, Any] | None:
-    """Returns the arguments of `augment.augment`; nothing where it is off."""
-    if not settings.augment:
-        return None
-    return dict(
-        flip=settings.flip,
-        crop_scale_min=settings.crop_scale_min,
-        brightness=settings.brightness,
-        contrast=settings.contrast,
-        saturation=settings.saturation,
-        hue=settings.hue,
-    )
-
-
-def _explain(job: Job) -> None:
-    """Raises ValueError that names the example or file that broke a training step."""
-    elements = data.train_elements(
-        job.dataset.train,
-        job.examples["train"],
-        seed=job.settings.seed,
-        window=job.settings.shuffle_window,
-        start=job.state["step"] * job.global_batch_size,
-    )
-    data.explain(job.dataset, job.examples["train"], elements)
+def _profile(job: Job, at: int | None, running: bool) -> bool:
+    """Starts and ends the profile; returns whether it is running now."""
+    first, last = job.settings.profile_steps or (math.inf, math.inf)
+    due = at is not None and first <= at < last
+    if due and not running:
+        tf.profiler.experimental.start(job.directories.logs)
+    if running and not due:
+        tf.profiler.experimental.stop()
+    return due
 
 
 def _fail(job: Job, at: int, what: str) -> None:
@@ -374,72 +279,6 @@ def _fail(job: Job, at: int, what: str) -> None:
         job.directories.job, step=at, reason=reason, cloud_job_id=job.cloud_job_id
     )
     raise FloatingPointError(reason)
-
-
-class _Clock:
-    """The speed since the last row, and over all without the first call: it compiles."""
-
-    def __init__(self, global_batch_size: int) -> None:
-        self._batch = global_batch_size
-        self._compiled = False
-        self._since = np.zeros(3)  # Steps, seconds, of them waiting for data.
-        self._over_all = np.zeros(3)
-        self.seconds_per_step: float | None = None
-
-    def tick(self, steps: int, seconds: float, waited: float) -> None:
-        """Counts a call."""
-        if self._compiled:
-            self._since += (steps, seconds, waited)
-            self._over_all += (steps, seconds, waited)
-            self.seconds_per_step = seconds / steps
-        self._compiled = True
-
-    def images_per_second(self, *, over_all: bool = False) -> float | None:
-        """Returns examples per second of training; nothing before the second call."""
-        steps, seconds, _ = self._over_all if over_all else self._since
-        return float(steps * self._batch / seconds) if seconds else None
-
-    def restart(self) -> dict[str, float]:
-        """Returns the columns of a row of metrics.jsonl, and starts the next row."""
-        _, seconds, waited = self._since
-        speed = self.images_per_second()
-        self._since = np.zeros(3)
-        if speed is None:
-            return {}
-        return {"images_per_second": speed, "waiting_for_data": waited / seconds}
-
-
-# ---------------------------------------------------------------------------
-# Pictures
-
-
-def _curves(reporter: report.Reporter, state: dict[str, Any]) -> np.ndarray:
-    rows = [row for row in reporter.rows if row["kind"] == "train"]
-    return pictures.curves(rows, state["evaluations"])
-
-
-def _augmented(job: Job) -> np.ndarray:
-    """Returns a picture of the first training examples as the model sees them."""
-    stream = _train_batches(job, batch_size=job.settings.num_pictures, at=0)
-    with data.iterator(stream) as batches:
-        image, mask = next(batches)
-    names = list(job.dataset.class_names)
-    return pictures.panels(image.numpy(), mask.numpy(), None, names)
-
-
-def _make_draw(job: Job) -> Callable[[Split, str], np.ndarray]:
-    """Returns the function that draws the first examples of a split as predicted."""
-    predict = evaluate.make_predict(job.strategy, job.model)
-
-    def draw(split: Split, name: str) -> np.ndarray:
-        batch_size = min(job.settings.num_pictures, len(split.ids))
-        stream = _eval_batches(job, split, name, batch_size, replicas=1)
-        with data.iterator(stream) as batches:
-            image, mask = (part.numpy() for part in next(batches))
-        names = list(job.dataset.class_names)
-        return pictures.panels(image, mask, predict(image), names)
-
-    return draw
 
 
 def _peak_memory_bytes() -> int:

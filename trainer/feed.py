@@ -1,0 +1,80 @@
+"""What a run reads: the stream from its step on, the splits to judge it by."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from trainer import data
+from trainer.config import Config
+from trainer.dataset import Split
+from trainer.job import Job
+
+
+def train_batches(
+    job: Job, batch_size: int | None = None, at: int | None = None
+) -> Callable[[threading.Event], tf.data.Dataset]:
+    """Returns the stream of batches from a step on, the run's own where none is given."""
+    settings = job.settings
+    step_now = job.state["step"] if at is None else at
+
+    def batches(stop: threading.Event) -> tf.data.Dataset:
+        return data.train_batches(
+            job.dataset,
+            job.examples["train"],
+            image_size=settings.image_size,
+            batch_size=batch_size or job.batch_size,
+            seed=settings.seed,
+            window=settings.shuffle_window,
+            start=step_now * job.global_batch_size,
+            augmentation=_augmentation(settings),
+            stop=stop,
+        )
+
+    return batches
+
+
+def eval_batches(
+    job: Job, split: Split, name: str, batch_size: int, replicas: int
+) -> Callable[[threading.Event], tf.data.Dataset]:
+    """Returns the batches of a split."""
+
+    def batches(stop: threading.Event) -> tf.data.Dataset:
+        return data.eval_batches(
+            job.dataset,
+            split,
+            job.examples[name],
+            image_size=job.settings.image_size,
+            batch_size=batch_size,
+            replicas=replicas,
+            stop=stop,
+        )
+
+    return batches
+
+
+def explain(job: Job) -> None:
+    """Raises ValueError that names the example or file that broke a training step."""
+    elements = data.train_elements(
+        job.dataset.train,
+        job.examples["train"],
+        seed=job.settings.seed,
+        window=job.settings.shuffle_window,
+        start=job.state["step"] * job.global_batch_size,
+    )
+    data.explain(job.dataset, job.examples["train"], elements)
+
+
+def _augmentation(settings: Config) -> dict[str, Any] | None:
+    """Returns the arguments of `augment.augment`; nothing where it is off."""
+    if not settings.augment:
+        return None
+    return dict(
+        flip=settings.flip,
+        crop_scale_min=settings.crop_scale_min,
+        brightness=settings.brightness,
+        contrast=settings.contrast,
+        saturation=settings.saturation,
+        hue=settings.hue,
+    )

@@ -1,0 +1,68 @@
+"""Judges the model as it is: the metrics of a split, pictures of what it predicts."""
+
+import math
+
+import tensorflow as tf
+
+from trainer import data, evaluate, feed, pictures
+from trainer.dataset import Split
+from trainer.job import Job
+from trainer.report import Reporter
+
+
+class Judge:
+    """Evaluates and draws the model as it is, with programs that are traced once."""
+
+    def __init__(self, job: Job, reporter: Reporter) -> None:
+        self._job, self._reporter = job, reporter
+        names = job.dataset.class_names
+        self._evaluate = evaluate.make_evaluate(job.strategy, job.model, names)
+        self._predict = evaluate.make_predict(job.strategy, job.model)
+
+    def validate(self) -> None:
+        """Adds an evaluation of validation to the state, its row and its pictures."""
+        job, at = self._job, self._job.state["step"]
+        found = self.metrics(job.dataset.val, "val")
+        row = {"step": at, **{f"val_{name}": value for name, value in found.items()}}
+        job.state["evaluations"].append(row)
+        self._reporter.evaluation(row)
+        self.draw(f"step-{at:08d}", job.dataset.val, "val")
+        rows = [row for row in self._reporter.rows if row["kind"] == "train"]
+        curves = pictures.curves(rows, job.state["evaluations"])
+        self._reporter.picture("curves", curves, at)
+
+    def metrics(self, split: Split, name: str) -> dict[str, float | None]:
+        """Returns the metrics of a split, named as `metrics.summary` names them."""
+        job, replicas = self._job, self._job.strategy.num_replicas_in_sync
+        batch_size = job.settings.eval_batch_size or job.batch_size
+        batch_size = min(batch_size, math.ceil(len(split.ids) / replicas))
+        turns = math.ceil(len(split.ids) / (batch_size * replicas))
+        stream = feed.eval_batches(job, split, name, batch_size, replicas)
+        try:
+            with data.iterator(stream, job.strategy) as batches:
+                return self._evaluate(batches, turns)
+        except tf.errors.OpError:
+            elements = data.eval_elements(split, job.examples[name], 1)
+            data.explain(job.dataset, job.examples[name], elements)
+            raise
+
+    def draw(self, picture: str, split: Split, name: str) -> str:
+        """Writes a picture of the first examples as predicted; returns its path."""
+        job = self._job
+        batch_size = min(job.settings.num_pictures, len(split.ids))
+        stream = feed.eval_batches(job, split, name, batch_size, replicas=1)
+        with data.iterator(stream) as batches:
+            image, mask = (part.numpy() for part in next(batches))
+        names = list(job.dataset.class_names)
+        drawn = pictures.panels(image, mask, self._predict(image), names)
+        return self._reporter.picture(picture, drawn, job.state["step"])
+
+    def draw_augmented(self) -> str:
+        """Writes a picture of the first training examples as the model sees them."""
+        job = self._job
+        stream = feed.train_batches(job, batch_size=job.settings.num_pictures, at=0)
+        with data.iterator(stream) as batches:
+            image, mask = (part.numpy() for part in next(batches))
+        names = list(job.dataset.class_names)
+        drawn = pictures.panels(image, mask, None, names)
+        return self._reporter.picture("augmented", drawn, 0)
