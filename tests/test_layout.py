@@ -28,12 +28,11 @@ LEAVES = {
         "clock",
         "config",
         "dataset",
-        "distribution",
         "examples",
         "files",
         "losses",
     ),
-    *("metrics", "model", "order"),
+    *("metrics", "order", "sums"),
 }
 COMMANDS = {"evaluate", "export", "predict", "prepare"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -47,6 +46,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"distribution", "files"},
     "data": {"augment", "dataset", "examples", "order"},
     "interruption": {"distribution"},
+    "model": {"sums"},
+    "distribution": {"sums"},
     "report": {"files", "pictures"},
     "pictures": {"files"},
     "step": {"losses"},

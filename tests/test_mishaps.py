@@ -254,6 +254,15 @@ def test_a_loss_that_is_not_finite_ends_a_cloud_job_for_good(
     assert "Going on from step-00000002" in capfd.readouterr().err
 
 
+@pytest.fixture
+def heard():
+    """Lets SIGINT interrupt, also where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_ctrl_c_ends_with_130_and_one_line(stopped, tmp_path, monkeypatch):
     def interrupted(*_) -> None:
         signal.raise_signal(signal.SIGINT)
@@ -263,6 +272,7 @@ def test_ctrl_c_ends_with_130_and_one_line(stopped, tmp_path, monkeypatch):
     assert same_checkpoint(tmp_path)
 
 
+@pytest.mark.usefixtures("heard")
 def test_ctrl_c_before_the_first_step_says_so(stopped, tmp_path, monkeypatch):
     def interrupted(*_, **__) -> None:
         signal.raise_signal(signal.SIGINT)
@@ -273,6 +283,7 @@ def test_ctrl_c_before_the_first_step_says_so(stopped, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("heard")  # A child would ignore what its parent ignores.
 def test_ctrl_c_stops_a_process_that_trains(data_dir, tmp_path):
     command = [sys.executable, "-m", "trainer.task", f"--data_dir={data_dir}"]
     command += [f"--job_dir={tmp_path}/run", *SMALL, "--total_steps=100000"]

@@ -55,9 +55,12 @@ def test_replicas_see_the_same_examples(losses, replicas):
 
 
 @pytest.mark.slow
-def test_two_replicas_end_with_the_weights_of_one_bit_for_bit(runs):
-    """Two add the same float32 numbers in the same order as one; four in a ring."""
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_replicas_end_with_the_weights_of_one_device_bit_for_bit(runs, replicas):
     name = f"step-{STEPS:08d}"
-    one, two = (checkpoint.load(str(runs[n] / "checkpoints"), name) for n in (1, 2))
-    assert one.arrays.keys() == two.arrays.keys()
-    assert [k for k, v in one.arrays.items() if (v != two.arrays[k]).any()] == []
+    one, several = (
+        checkpoint.load(str(runs[n] / "checkpoints"), name).arrays
+        for n in (1, replicas)
+    )
+    assert one.keys() == several.keys()
+    assert [k for k, v in one.items() if (v != several[k]).any()] == []

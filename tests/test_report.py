@@ -143,8 +143,30 @@ def test_trimming_removes_later_events_only(reporter, tmp_path):
     for at in (2, 4, 6):
         one.train({"step": at, "loss": 1.0})
     one.close()
-    report.trim_events(str(tmp_path / "logs"), up_to_step=4)
+    report.trim_events(str(tmp_path / "logs"), ".v2", up_to_step=4)
     assert sorted(events(tmp_path / "logs")) == [("loss", 2), ("loss", 4)]
+
+
+def test_a_run_leaves_the_events_of_another_in_its_log_dir_alone(tmp_path):
+    made = dict(step=0, total_steps=9, global_batch_size=1, hp_metric=None)
+    logs = str(tmp_path / "logs")
+    for name in ("one", "two"):
+        job_dir = tmp_path / name
+        job_dir.mkdir()
+        run = report.Reporter(
+            job_dir=str(job_dir), log_dir=logs, evaluations=[], **made
+        )
+        run.train({"step": 5, "loss": 1.0})
+        run.close()
+    assert events(tmp_path / "logs") == {("loss", 5): 2}
+
+
+def test_an_evaluation_that_no_checkpoint_knows_is_made_again(reporter, tmp_path):
+    one = reporter()
+    one.evaluation(evaluation(4, val_loss=0.5))
+    one.close()
+    assert reporter(4).rows == []
+    assert rows(tmp_path) == []
 
 
 def test_a_file_that_needs_no_trimming_is_left_as_it_is(reporter, tmp_path):
@@ -153,7 +175,7 @@ def test_a_file_that_needs_no_trimming_is_left_as_it_is(reporter, tmp_path):
     one.close()
     [path] = (tmp_path / "logs").iterdir()
     before = path.stat()
-    report.trim_events(str(tmp_path / "logs"), up_to_step=2)
+    report.trim_events(str(tmp_path / "logs"), ".v2", up_to_step=2)
     after = path.stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
@@ -166,7 +188,7 @@ def test_trimming_removes_a_torn_tail_and_keeps_what_is_before(reporter, tmp_pat
     one.close()
     [path] = (tmp_path / "logs").iterdir()
     path.write_bytes(path.read_bytes()[:-cut])
-    report.trim_events(str(tmp_path / "logs"), up_to_step=4)
+    report.trim_events(str(tmp_path / "logs"), ".v2", up_to_step=4)
     assert list(events(tmp_path / "logs")) == [("loss", 2)]
 
 
@@ -235,7 +257,7 @@ def test_in_a_trial_the_tuner_is_told_each_evaluation_once(reporter):
 def test_the_tuner_is_told_finite_values_only(reporter, value):
     one = reporter(hp_metric="val_loss")
     one.evaluation(evaluation(2, val_mean_iou=0.5))
-    report.Reporter._tell_tuner(one, evaluation(4, val_loss=value))
+    one._tuner.tell_all([evaluation(4, val_loss=value)])
     assert told() == [(2, 0.5)]
 
 

@@ -18,6 +18,13 @@ from trainer.examples import Examples
 
 IGNORED = 255  # Class id of pixels that count nowhere.
 CACHE_SHARE = 0.25  # Of the memory that is free, what --cache=auto may take.
+# What reading a damaged file or example ends in.
+ERRORS = (
+    tf.errors.InvalidArgumentError,
+    tf.errors.DataLossError,
+    tf.errors.NotFoundError,
+    tf.errors.UnknownError,
+)
 DRAIN_TURNS = 1000  # More than any stream has under way when it is stopped.
 PADDING = -1  # In the place of the epoch: an example that fills a batch only.
 
@@ -177,10 +184,11 @@ def iterator(
         strategy: Whose replicas get a batch each at every turn.
     """
     stop = threading.Event()
-    stream = batches(stop)
-    if strategy is not None:
-        stream = strategy.distribute_datasets_from_function(lambda _: batches(stop))
-    turns = iter(stream)
+    if strategy is None:
+        turns = iter(batches(stop))
+    else:
+        dealt = strategy.distribute_datasets_from_function(lambda _: batches(stop))
+        turns = iter(dealt)
     try:
         yield turns
     finally:

@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from trainer import sums
+
 
 def make_strategy(
     name: str, num_cpu_devices: int | None = None
@@ -34,9 +36,14 @@ def make_strategy(
         name = "mirrored" if several else "one_device"
     if name == "one_device":
         return tf.distribute.OneDeviceStrategy("/gpu:0" if gpus else "/cpu:0")
-    devices = [f"/gpu:{i}" for i in range(len(gpus))]
+    if gpus:
+        return tf.distribute.MirroredStrategy([f"/gpu:{i}" for i in range(len(gpus))])
     return tf.distribute.MirroredStrategy(
-        devices or [f"/cpu:{i}" for i in range(num_cpu_devices or 1)]
+        [f"/cpu:{i}" for i in range(num_cpu_devices or 1)],
+        # CPUs would add in a ring, which rounds otherwise than one replica does.
+        cross_device_ops=tf.distribute.ReductionToOneDevice(
+            accumulation_fn=sums.in_pairs
+        ),
     )
 
 

@@ -64,7 +64,7 @@ def make_evaluate(
             part = run(iterator, tf.constant(n))
             confusion += part[0].numpy()
             loss, pixels = loss + float(part[1]), pixels + float(part[2])
-        mean = loss / pixels if pixels else None
+        mean = loss / pixels if pixels and np.isfinite(loss) else None
         return {"loss": mean, **metrics.summary(confusion, list(class_names))}
 
     return evaluate

@@ -108,5 +108,5 @@ class Examples:
             ) from None
         if self._wanted[next_id]:
             self._pending[int(next_id)] = record
-        if next_id + 1 < self._last[shard]:
+        if self._wanted[next_id + 1 : self._last[shard]].any():
             self._open[shard] = records, next_id + 1

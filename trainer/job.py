@@ -223,6 +223,8 @@ def _open(settings: config.Config) -> dataset.Dataset:
 def _check_same_run(state: dict[str, Any], saved: checkpoint.Checkpoint) -> None:
     """Raises ValueError if the saved run is another than the one asked for."""
     ours, theirs = state["settings"], saved.state["settings"]
+    # A setting that came after the checkpoint had its default's effect.
+    theirs = config.identity(config.Config()) | theirs
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             raise ValueError(

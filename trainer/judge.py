@@ -2,7 +2,7 @@
 
 import math
 
-import tensorflow as tf
+from absl import logging
 
 from trainer import data, evaluate, feed, pictures
 from trainer.dataset import Split
@@ -40,11 +40,18 @@ class Judge:
         stream = feed.eval_batches(job, split, name, batch_size, replicas)
         try:
             with data.iterator(stream, job.strategy) as batches:
-                return self._evaluate(batches, turns)
-        except tf.errors.OpError:
+                found = self._evaluate(batches, turns)
+        except data.ERRORS:
             elements = data.eval_elements(split, job.examples[name], 1)
             data.explain(job.dataset, job.examples[name], elements)
             raise
+        absent = [c for c in job.dataset.class_names if found[f"iou/{c}"] is None]
+        if absent:
+            logging.info(
+                "[%d] not in the mean on %s, for no pixel has or is given it: %s",
+                *(job.state["step"], name, ", ".join(absent)),
+            )
+        return found
 
     def draw(self, picture: str, split: Split, name: str) -> str:
         """Writes a picture of the first examples as predicted; returns its path."""

@@ -90,27 +90,12 @@ def pixel_accuracy(confusion: np.ndarray) -> float:
     return float(_ratio(both.sum(), true.sum()))
 
 
-def absent_classes(confusion: np.ndarray, class_names: list[str]) -> list[str]:
-    """Returns the names of the classes that do not occur.
-
-    A class does not occur if no counted pixel has it and none is given it: its IoU
-    is 0 / 0. A class that is predicted but never true does occur, with an IoU of 0.
-
-    Args:
-        confusion: (C, C) int64 pixel counts, true class by predicted class.
-        class_names: C names.
-
-    Returns:
-        The names, in the order of `class_names`; empty if every class occurs.
-    """
-    absent = np.isnan(iou_per_class(confusion))
-    return [name for name, gone in zip(class_names, absent, strict=True) if gone]
-
-
 def summary(confusion: np.ndarray, class_names: list[str]) -> dict[str, float | None]:
     """Returns every metric of a split by its name.
 
-    Classes that do not occur (see `absent_classes`) are left out of the mean.
+    A class that does not occur is left out of the mean: no counted pixel has it and none
+    is given it, its IoU is 0 / 0. One that is predicted but never true does occur, with
+    an IoU of 0.
 
     Args:
         confusion: (C, C) int64 pixel counts, true class by predicted class.

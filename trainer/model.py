@@ -10,6 +10,8 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from trainer import sums
+
 # Outputs of MobileNetV2 at S/2, S/4, S/8, S/16 (skips) and S/32 (bottleneck), and the
 # decoder's widths, as in TensorFlow's tutorial on image segmentation.
 SKIPS = (
@@ -20,7 +22,6 @@ SKIPS = (
 )
 BOTTLENECK = "block_16_project"
 DECODER_WIDTHS = (512, 256, 128, 64)
-GROUP = 16  # Examples over which a convolution's gradient is summed at once.
 BUNDLED_WEIGHTS = os.path.join(
     os.path.dirname(__file__),
     "assets",
@@ -172,7 +173,7 @@ def _up_conv(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 
     def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         dx = tf.nn.conv2d(dy, kernel, strides=2, padding="SAME")
-        return dx, _sum_of_groups(kernel_gradient, dy, x)
+        return dx, sums.of_groups(kernel_gradient, dy, x)
 
     return tf.nn.conv2d_transpose(x, kernel, shape, 2, "SAME"), gradient
 
@@ -182,32 +183,9 @@ def _add_bias(x: tf.Tensor, bias: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """Returns x, (N, H, W, c), plus the bias, (c,)."""
 
     def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return dy, _sum_of_groups(lambda dy: tf.reduce_sum(dy, (0, 1, 2)), dy)
+        return dy, sums.of_groups(lambda dy: tf.reduce_sum(dy, (0, 1, 2)), dy)
 
     return x + bias, gradient
-
-
-def _sum_of_groups(
-    gradient: Callable[..., tf.Tensor], *examples: tf.Tensor
-) -> tf.Tensor:
-    """Returns a gradient, summed over groups of examples, two and two.
-
-    Where 1, 2 or 4 replicas share a batch, they add the same numbers: a float32 sum over
-    all examples at once rounds otherwise on other replicas, and training blows that up.
-
-    Args:
-        gradient: Sum over the examples it is given, of any shape.
-        *examples: (N, ...), cut into groups along N where `GROUP` divides it.
-    """
-    n = examples[0].shape[0]
-    groups = n // GROUP if n is not None and n % GROUP == 0 else 1
-    parts = zip(*(tf.split(values, groups) for values in examples), strict=True)
-    sums = [gradient(*part) for part in parts]
-    while len(sums) > 1:
-        # Grappler would make one flat sum of additions, in another order.
-        pairs = [tf.stack(sums[i : i + 2]) for i in range(0, len(sums), 2)]
-        sums = [tf.reduce_sum(pair, axis=0) for pair in pairs]
-    return sums[0]
 
 
 @keras.saving.register_keras_serializable(package="segtrainer")
@@ -251,8 +229,8 @@ def _normalised(
         """Returns the mean over all replicas, and this replica's share of the sum."""
         # Sums of images first, which are the same on any replicas; the sum of those in
         # float64 is then as good as exact.
-        sums = tf.cast(tf.reduce_sum(values, axis=(1, 2)), tf.float64)
-        total = context.all_reduce("sum", tf.reduce_sum(sums, axis=0))  # (c,)
+        of_images = tf.cast(tf.reduce_sum(values, axis=(1, 2)), tf.float64)
+        total = context.all_reduce("sum", tf.reduce_sum(of_images, axis=0))  # (c,)
         replicas = context.num_replicas_in_sync
         count = tf.cast(tf.size(values) // values.shape[-1] * replicas, tf.float64)
         return tf.cast(total / count, tf.float32), tf.cast(total / replicas, tf.float32)

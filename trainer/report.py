@@ -8,6 +8,8 @@ result.json           last, best and test metrics
 failed.json           why a run stopped for good
 """
 
+import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -28,7 +30,8 @@ from tqdm import tqdm
 from trainer import files, pictures
 
 PROGRAM = "segtrainer"
-OURS = {"config.json", "checkpoints", "logs", "pictures", "model", "metrics.jsonl"}
+# May be in job_dir before its config.json is: Vertex AI may have made them.
+OURS = {"checkpoints", "logs", "model", "config.json.tmp"}
 PLAIN_LINE_SECONDS = 10.0  # Between progress lines where there is no terminal.
 BEST_TAG = "best_predictions"  # Drawn once, when the run ends.
 PACKAGES = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu", "keras", "numpy")
@@ -63,9 +66,14 @@ class Reporter:
         self._job_dir = job_dir
         self._total_steps = total_steps
         self._batch = global_batch_size
-        self._hp_metric = hp_metric
-        self._tuner: Any = None
-        self.rows = read_rows(job_dir, up_to_step=step)
+        self._tuner = Tuner(hp_metric)
+        done = {evaluation["step"] for evaluation in evaluations}
+        self.rows = [
+            row
+            for row in read_rows(job_dir, up_to_step=step)
+            # One after the last checkpoint, of its step: it is made again.
+            if row["kind"] != "eval" or row["step"] in done
+        ]
         files.write(
             os.path.join(job_dir, "metrics.jsonl"),
             "".join(json.dumps(row) + "\n" for row in self.rows),
@@ -74,10 +82,11 @@ class Reporter:
         again = frozenset(
             [BEST_TAG] if step else [BEST_TAG, "augmented", "predictions"]
         )
-        trim_events(log_dir, up_to_step=step, again=again)
-        self._events = tf.summary.create_file_writer(log_dir)
-        for evaluation in evaluations:
-            self._tell_tuner(evaluation)
+        # Other runs may write to the same log_dir.
+        suffix = f".{hashlib.sha256(job_dir.encode()).hexdigest()[:8]}.v2"
+        trim_events(log_dir, suffix, up_to_step=step, again=again)
+        self._events = tf.summary.create_file_writer(log_dir, filename_suffix=suffix)
+        self._tuner.tell_all(evaluations)
         # tqdm draws a bar; where there is no terminal, lines are logged instead.
         self._bar = tqdm(
             total=total_steps,
@@ -109,7 +118,7 @@ class Reporter:
     def evaluation(self, row: dict[str, Any]) -> None:
         """Records an evaluation, with its step, and tells the tuner."""
         self._record({"kind": "eval", **row})
-        self._tell_tuner(row)
+        self._tuner.tell_all([row])
         shown = ("val_loss", "val_mean_iou", "val_pixel_accuracy")
         logging.info(
             "[%d] %s",
@@ -146,18 +155,31 @@ class Reporter:
                 if isinstance(value, int | float) and name != "step":
                     tf.summary.scalar(name, value, step=row["step"])
 
-    def _tell_tuner(self, row: dict[str, Any]) -> None:
-        value = row.get(self._hp_metric) if self._hp_metric else None
-        if value is None or not np.isfinite(value):
-            return
-        if self._tuner is None:
-            # Made in a trial only: it makes a folder, and each rewrites the other's file.
-            import hypertune
 
-            self._tuner = hypertune.HyperTune()
-        self._tuner.report_hyperparameter_tuning_metric(
-            self._hp_metric, value, row["step"]
-        )
+class Tuner:
+    """Tells a metric to the tuner; none where it has no name.
+
+    It is made in a trial only, and once: the library makes a folder, and each of its
+    reporters rewrites the other's file.
+    """
+
+    def __init__(self, metric: str | None) -> None:
+        self._metric = metric
+        self._reporter: Any = None
+
+    def tell_all(self, rows: list[dict[str, Any]]) -> None:
+        """Tells the metric of each evaluation that has a finite one."""
+        for row in rows:
+            value = row.get(self._metric) if self._metric else None
+            if value is None or not np.isfinite(value):
+                continue
+            if self._reporter is None:
+                import hypertune
+
+                self._reporter = hypertune.HyperTune()
+            self._reporter.report_hyperparameter_tuning_metric(
+                self._metric, value, row["step"]
+            )
 
 
 # ---------------------------------------------------------------------------
@@ -172,7 +194,7 @@ def check_job_dir(job_dir: str) -> None:
     if not tf.io.gfile.isdir(job_dir):
         raise ValueError(f"job_dir must be a directory, got the file {job_dir}")
     listed = tf.io.gfile.listdir(job_dir)
-    found = {name.rstrip("/").removesuffix(".tmp") for name in listed}
+    found = {name.rstrip("/") for name in listed}
     program = files.read_json(os.path.join(job_dir, "config.json")).get("program")
     if program != PROGRAM and (others := sorted(found - OURS)):
         raise ValueError(
@@ -230,10 +252,11 @@ def write_config(job_dir: str, settings: dict[str, Any], **about: Any) -> None:
 
 
 def _versions() -> dict[str, str]:
-    installed = {
-        d.metadata["Name"].lower(): d.version for d in metadata.distributions()
-    }
-    return {name: installed[name] for name in PACKAGES if name in installed}
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def _commit() -> str | None:
@@ -261,8 +284,11 @@ def read_failed(job_dir: str) -> dict[str, Any]:
 
 
 def write_result(job_dir: str, result: dict[str, Any]) -> None:
-    """Writes result.json."""
+    """Writes result.json, and takes back what an earlier attempt said in failed.json."""
     files.write_json(os.path.join(job_dir, "result.json"), result)
+    failed = os.path.join(job_dir, "failed.json")
+    if tf.io.gfile.exists(failed):
+        tf.io.gfile.remove(failed)
 
 
 def read_result(job_dir: str) -> dict[str, Any]:
@@ -291,16 +317,19 @@ def picture_path(job_dir: str, name: str) -> str:
 
 
 def trim_events(
-    log_dir: str, up_to_step: int, again: frozenset[str] = frozenset()
+    log_dir: str, suffix: str, *, up_to_step: int, again: frozenset[str] = frozenset()
 ) -> None:
     """Rewrites the event files that hold what will be written again, or a torn event.
 
     Args:
         log_dir: Where the event files are.
+        suffix: How the names of the run's own end.
         up_to_step: Events of later steps are removed,
         again: and events with one of these tags, whatever their step.
     """
-    for path in tf.io.gfile.glob(os.path.join(log_dir, "events.out.tfevents.*.v2")):
+    for path in tf.io.gfile.glob(
+        os.path.join(log_dir, f"events.out.tfevents.*{suffix}")
+    ):
         kept, trimmed = [], False
         try:
             for record in tf.data.TFRecordDataset(path).as_numpy_iterator():

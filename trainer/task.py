@@ -1,7 +1,7 @@
 """The entry point: flags and environment -> settings -> a run.
 
 Exit codes: 0 done; 2 refused before the first step; 1 stopped later, the last
-checkpoint kept.
+checkpoint kept; 130 interrupted.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import logging as python_logging
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
@@ -67,7 +68,8 @@ def _settings(args: Sequence[str]) -> config.Config:
         return settings
     return dataclasses.replace(
         settings,
-        job_dir=tempfile.mkdtemp(prefix="segtrainer-"),
+        # Made when the run starts, not if it is refused.
+        job_dir=os.path.join(tempfile.gettempdir(), f"segtrainer-{time.time_ns()}"),
         checkpoint_dir=None,
         log_dir=None,
         total_steps=4,
@@ -82,7 +84,7 @@ def _settings(args: Sequence[str]) -> config.Config:
 
 def _expected(error: Exception) -> bool:
     """Returns whether it is a mishap to be told in one line, rather than a bug."""
-    kinds = (ValueError, OSError, FloatingPointError)
+    kinds = (ValueError, OSError, FloatingPointError, MemoryError)
     # TensorFlow's own errors, known without importing it.
     return isinstance(error, kinds) or hasattr(error, "error_code")
 
@@ -153,7 +155,8 @@ def _log_to(terminal: TextIO) -> None:
 
     handler = AboveTheBar()
     handler.setFormatter(python_logging.Formatter("%(message)s"))
-    handler.addFilter(lambda record: "trainer" in record.pathname)
+    ours = os.path.dirname(os.path.abspath(__file__))
+    handler.addFilter(lambda record: os.path.dirname(record.pathname) == ours)
     logging.use_absl_handler()
     absl_logger = logging.get_absl_logger()
     absl_logger.handlers[:] = [handler]

@@ -49,6 +49,8 @@ def train_and_evaluate(job: Job, process_start: float) -> dict[str, Any]:
             "This run is done: nothing left to train after step %d. Its files are in %s",
             *(job.state["step"], job.directories.job),
         )
+        if job.in_trial:  # The tuner's file did not survive the restart.
+            report.Tuner(job.settings.hp_metric).tell_all(job.state["evaluations"])
         return done_before
     _say_what_starts(job)
     reporter = report.Reporter(
@@ -103,7 +105,7 @@ def _train(job: Job, reporter: report.Reporter, judge: Judge, clock: Clock) -> N
             try:
                 n = _steps_in_call(job, eval_every, clock.seconds_per_step)
                 loss_sum, loss, taken, waited = train_steps(batches, n)
-            except tf.errors.OpError:
+            except data.ERRORS:
                 feed.explain(job)
                 raise
             at = state["step"] + taken
@@ -142,10 +144,8 @@ def _train(job: Job, reporter: report.Reporter, judge: Judge, clock: Clock) -> N
                 saved = time.monotonic()
         _profile(job, None, profiling)
     if [e["step"] for e in state["evaluations"]][-1:] != [state["step"]]:
-        # Restarted with an end that lies behind it.
+        # Restarted at a checkpoint that the end lies behind.
         judge.validate()
-        reporter.flush()
-        save(job)
 
 
 def _finish(job: Job, judge: Judge) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def _finish(job: Job, judge: Judge) -> dict[str, Any]:
     test = job.dataset.test
     split, name = (test, "test") if test else (job.dataset.val, "val")
     return {
-        "complete": True,
+        "complete": job.state["step"] >= job.total_steps,
         "stopped_by": stop_reason(job),
         "step": job.state["step"],
         "epoch": job.state["step"] / job.steps_per_epoch,
