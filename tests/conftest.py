@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from absl import logging
 
 from benchmarks import make_sample, scale_dataset
 from trainer import model
@@ -26,6 +27,15 @@ SERVICE_PREFIXES = ("AIP_", "CLOUD_ML_", "TF_CONFIG", "CLUSTER_SPEC")
 # A port that nobody listens on: libraries in C++ and child processes, which the patched
 # socket does not reach, fail at once instead of leaving the machine.
 NOWHERE = "http://127.0.0.1:9"
+
+
+@pytest.fixture(autouse=True)
+def log_of_each_test():
+    """Takes back where a run sent its log lines: to a terminal that ends with a test."""
+    logger = logging.get_absl_logger()
+    before = (logger.handlers[:], logger.propagate)
+    yield
+    logger.handlers[:], logger.propagate = before
 
 
 @pytest.fixture(autouse=True)

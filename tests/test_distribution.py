@@ -30,7 +30,9 @@ class Devices:
         )
         for name in ("OneDeviceStrategy", "MirroredStrategy"):
             monkeypatch.setattr(
-                tf.distribute, name, lambda devices, name=name: (name, devices)
+                tf.distribute,
+                name,
+                lambda devices, name=name, **_: (name, devices),
             )
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -253,6 +254,7 @@ def refused(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Ca
     monkeypatch.setattr(logging.getLogger("tensorflow"), "disabled", True)
 
     def run(*args: str) -> str:
+        capfd.readouterr()  # What made the places wrote is not the command's.
         code = task.main(args)
         out, err = capfd.readouterr()
         assert (code, out) == (2, "")
@@ -483,8 +485,8 @@ def test_a_job_dir_with_another_programs_files_is_left_alone(
     before = contents(run)
     line = refused(*flags(places["pets"], run))
     assert line == (
-        f"job_dir must be empty or hold a run of segtrainer, got {run} with thesis.tex "
-        "in it; give another --job_dir"
+        f"job_dir must be empty or hold a run of segtrainer, got {run} with "
+        "config.json, thesis.tex in it; give another --job_dir"
     )
     assert contents(run) == before
 
@@ -557,6 +559,45 @@ def test_another_setting_than_the_checkpoints_is_refused_with_both_values(
             "another --job_dir for a new run"
         )
     assert contents(tmp_path / "run") == before
+
+
+def test_another_batch_size_on_as_many_replicas_is_refused_with_both_values(
+    refused, begun: list[str], tmp_path: pathlib.Path
+):
+    before = contents(tmp_path / "run")
+    assert refused(*begun, "--batch_size=32") == (
+        "batch_size must stay 64 to go on from step-00000002, whose steps are of 64 "
+        "examples, got 32 on each of 1 replicas; give another --job_dir for a new run"
+    )
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_finished_run_whose_checkpoints_are_gone_is_not_started_over(
+    refused, begun: list[str], tmp_path: pathlib.Path
+):
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "result.json").write_text('{"step": 2}')
+    before = contents(tmp_path / "run")
+    assert refused(*begun) == (
+        f"job_dir must hold the checkpoints of its finished run, got {tmp_path}/run with "
+        "a result.json and none; give another --job_dir for a new run"
+    )
+    assert contents(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "pictures"])
+def test_a_job_dir_with_what_another_program_calls_like_ours_is_refused(
+    refused, places: dict, tmp_path: pathlib.Path, name: str
+):
+    theirs = tmp_path / "theirs2"
+    theirs.mkdir()
+    (theirs / name).write_text("{}")
+    before = contents(theirs)
+    assert refused(*flags(places["pets"], theirs)) == (
+        f"job_dir must be empty or hold a run of segtrainer, got {theirs} with {name} in "
+        "it; give another --job_dir"
+    )
+    assert contents(theirs) == before
 
 
 def test_other_data_than_the_checkpoints_are_refused_with_both_counts(

@@ -66,6 +66,7 @@ def new_state(settings: config.Config, examples: list[int]) -> dict[str, Any]:
         "step": 0,
         "settings": config.identity(settings),
         "examples": examples,  # Of each shard of train, and of validation.
+        "batch_size": settings.batch_size,
         "global_batch_size": None,
         "class_names": None,
         "seconds": 0.0,  # Of training, over all restarts.
@@ -107,6 +108,11 @@ def prepare(
     saved = checkpoint.load_latest(directories.checkpoints)
     if saved is not None:
         _check_same_run(state, saved)
+    elif report.read_result(directories.job):
+        raise ValueError(
+            f"job_dir must hold the checkpoints of its finished run, got {directories.job} "
+            "with a result.json and none; give another --job_dir for a new run"
+        )
 
     strategy = distribution.make_strategy(settings.strategy, settings.num_cpu_devices)
     global_batch_size = _global_batch(settings, strategy, saved)
@@ -249,7 +255,14 @@ def _global_batch(
     asked = settings.global_batch_size
     if saved is None:
         return distribution.global_batch(replicas, settings.batch_size, asked)
-    began = saved.state["global_batch_size"]
+    began, batch_size = saved.state["global_batch_size"], settings.batch_size
+    changed = batch_size != saved.state["batch_size"]
+    if asked is None and changed and batch_size * replicas != began:
+        raise ValueError(
+            f"batch_size must stay {saved.state['batch_size']} to go on from "
+            f"{saved.name}, whose steps are of {began} examples, got {batch_size} on each "
+            f"of {replicas} replicas; give another --job_dir for a new run"
+        )
     if asked not in (None, began):
         raise ValueError(
             f"global_batch_size must stay {began} to go on from {saved.name}, got "
