@@ -38,6 +38,7 @@ FLAGS = [
     "--log_every_steps=3",
 ]
 MOST_KILLS = 3  # of one run
+HANG_SECONDS = 1800  # No run of these sizes takes as long.
 SAVE_SHARE = 0.5  # of the kills are aimed at a save
 MOST_NEW_FILES = 8  # a save makes several: any of them may be the one that is hit
 MOST_SECONDS_INTO_SAVE = 0.1
@@ -87,7 +88,7 @@ def run_killed(
         aim = "save" if rng.random() < SAVE_SHARE else "moment"
         try:
             if len(killed) == kills:
-                process.wait()
+                process.wait(timeout=HANG_SECONDS)
             elif aim == "save":
                 _wait_for_save(process, job_dir, rng, began_ns)
             else:

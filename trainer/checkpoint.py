@@ -34,7 +34,7 @@ class Checkpoint:
     """What was saved at one step."""
 
     name: str
-    arrays: dict[str, np.ndarray]  # Of each variable, by `variable_arrays`' names.
+    arrays: dict[str, np.ndarray]  # Of each variable, by `named_variables`.
     state: dict[str, Any]  # JSON: what is not a variable; "step" among it.
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-TRUE_OR_FALSE = {"true": True, "1": True, "false": False, "0": False}
+TRUE_OR_FALSE = frozenset(("true", "1", "false", "0"))
 
 
 def setting(

@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not _expected(error):
             raise
-        return _stopped(FAILED, f"{_one_line(error)}; {train.what_is_kept(run)}")
+        again = not isinstance(error, FloatingPointError)  # It would only fail again.
+        return _stopped(FAILED, f"{_one_line(error)}; {train.what_is_kept(run, again)}")
     print(train.answer(run, result))
     return 0
 
@@ -143,6 +144,9 @@ def _quiet_start() -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(terminal, 2)
             os.close(terminal)
+            _log_to(
+                sys.stderr
+            )  # Where the bar is: it makes room for its own file only.
 
 
 def _log_to(terminal: TextIO) -> None:

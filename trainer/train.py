@@ -307,9 +307,9 @@ def answer(job: Job, result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def what_is_kept(job: Job) -> str:
-    """Returns what a stopped run leaves, and how to go on."""
+def what_is_kept(job: Job, again: bool = True) -> str:
+    """Returns what a stopped run leaves, and whether the same command helps."""
     latest = checkpoint.pointer(job.directories.checkpoints).get("latest")
     if latest is None:
         return "no checkpoint was written yet"
-    return f"{latest} is kept, the same command goes on from it"
+    return f"{latest} is kept" + (", the same command goes on from it" if again else "")
