@@ -144,9 +144,8 @@ def _quiet_start() -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(terminal, 2)
             os.close(terminal)
-            _log_to(
-                sys.stderr
-            )  # Where the bar is: it makes room for its own file only.
+            # Where the bar is: it makes room for its own file only.
+            _log_to(sys.stderr)
 
 
 def _log_to(terminal: TextIO) -> None:
