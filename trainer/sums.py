@@ -2,7 +2,8 @@
 
 A float32 sum over all examples at once rounds otherwise where replicas share them, and
 training blows the difference up: to 1e-4 of the loss within 20 steps. So examples are
-summed in groups, and groups and replicas two and two: the same numbers in the same order.
+summed in groups, and groups and replicas two and two: the same numbers in the same order,
+as long as `GROUP` divides the examples of each replica.
 """
 
 from collections.abc import Callable, Sequence
