@@ -75,8 +75,16 @@ def test_a_saved_model_and_optimizer_come_back_in_another_run():
     variables = checkpoint.named_variables(network, optimizer)
     assert len(variables) == len(network.weights) + len(optimizer.variables)
     saved = checkpoint.values(variables)
-    optimizer.apply(gradients, network.trainable_variables)
+    copied = {name: value.copy() for name, value in saved.items()}
+    step_on = tf.function(
+        lambda: optimizer.apply(gradients, network.trainable_variables)
+    )
+    step_on()
     after = checkpoint.values(variables)
+    for name, value in saved.items():  # Not copied, and yet as it was.
+        np.testing.assert_array_equal(value, copied[name])
+    trained = f"model/{network.trainable_variables[0].path}"
+    assert (after[trained] != copied[trained]).any()
 
     other, other_optimizer = make(1)
     others = checkpoint.named_variables(other, other_optimizer)

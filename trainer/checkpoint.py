@@ -10,7 +10,6 @@ it was. One that its digest does not fit, or that has none, is passed over.
 
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import re
@@ -27,6 +26,7 @@ from trainer import files
 NAME = re.compile(r"step-(\d{8,})\.npz")
 POINTER = "checkpoint.json"
 STATE = "state"  # Name of the JSON text among the arrays.
+BLOCK_BYTES = 2**20  # Read at once for the digest.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +49,14 @@ def named_variables(
 
 
 def values(variables: dict[str, keras.Variable]) -> dict[str, np.ndarray]:
-    """Returns a copy on the host of each variable."""
-    return {name: keras.ops.convert_to_numpy(v) for name, v in variables.items()}
+    """Returns what each variable holds now, on the host.
+
+    On a CPU nothing is copied: TensorFlow gives a variable that is written to while
+    its value is held elsewhere a buffer of its own.
+    """
+    return {
+        name: np.asarray(tf.convert_to_tensor(v.value)) for name, v in variables.items()
+    }
 
 
 def assign(arrays: dict[str, np.ndarray], variables: dict[str, keras.Variable]) -> None:
@@ -77,15 +83,36 @@ def save(directory: str, arrays: dict[str, np.ndarray], state: dict[str, Any]) -
     tf.io.gfile.makedirs(directory)
     name = f"step-{state['step']:08d}"
     path = os.path.join(directory, f"{name}.npz")
-    buffer = io.BytesIO()
     everything: dict[str, Any] = {**arrays, STATE: np.array(json.dumps(state))}
-    np.savez(buffer, **everything)
-    data = buffer.getvalue()
     with tf.io.gfile.GFile(path, "wb") as file:
-        file.write(data)
+        digested = _Digested(file)
+        with zipfile.ZipFile(digested, "w") as archive:  # What np.savez would write.
+            for key, array in everything.items():
+                with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
     with tf.io.gfile.GFile(f"{path}.sha256", "w") as file:
-        file.write(f"{hashlib.sha256(data).hexdigest()}  {name}.npz\n")
+        file.write(f"{digested.sha256.hexdigest()}  {name}.npz\n")
     return name
+
+
+class _Digested:
+    """A file written from head to tail, with the digest of what it got.
+
+    So a checkpoint need not be held in memory whole.
+    """
+
+    def __init__(self, file: tf.io.gfile.GFile) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        """Appends to the file."""
+        self._file.write(bytes(data))
+        self.sha256.update(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Leaves it to the file when it writes."""
 
 
 def move_pointer(directory: str, *, latest: str, best: str) -> None:
@@ -99,38 +126,51 @@ def pointer(directory: str) -> dict[str, str]:
     return files.read_json(os.path.join(directory, POINTER))
 
 
-def load(directory: str, name: str) -> Checkpoint:
+def load(directory: str, name: str, prefix: str = "") -> Checkpoint:
     """Returns a checkpoint whose digest holds.
+
+    Args:
+        directory: Where the checkpoints are.
+        name: Its name.
+        prefix: Of the arrays that are wanted; "model/" leaves out the optimizer's.
 
     Raises:
         ValueError: If it is missing, cut short or changed.
     """
     path = os.path.join(directory, f"{name}.npz")
+    sha256 = hashlib.sha256()
     try:
         with tf.io.gfile.GFile(f"{path}.sha256", "rb") as file:
             digest = file.read().split()[:1]
         with tf.io.gfile.GFile(path, "rb") as file:
-            data = file.read()
+            while block := file.read(BLOCK_BYTES):
+                sha256.update(block)
     except tf.errors.NotFoundError:
         raise ValueError(
             f"{path} must have its data and digest, got one only"
         ) from None
-    if digest != [hashlib.sha256(data).hexdigest().encode()]:
+    if digest != [sha256.hexdigest().encode()]:
         raise ValueError(
-            f"{path} must fit its digest, got {len(data)} bytes that do not"
+            f"{path} must fit its digest, got {_size(path)} bytes that do not"
         )
-    return _parsed(name, data)
+    return _parsed(path, prefix)
 
 
-def _parsed(name: str, data: bytes) -> Checkpoint:
+def _size(path: str) -> int:
+    return tf.io.gfile.stat(path).length
+
+
+def _parsed(path: str, prefix: str = "") -> Checkpoint:
+    name = os.path.basename(path).removesuffix(".npz")
     try:
-        with np.load(io.BytesIO(data)) as file:
-            arrays = dict(file)
-        return Checkpoint(name, arrays, json.loads(str(arrays.pop(STATE))))
+        with tf.io.gfile.GFile(path, "rb") as file, np.load(file) as archive:
+            state = json.loads(str(archive[STATE]))
+            wanted = [n for n in archive.files if n.startswith(prefix) and n != STATE]
+            return Checkpoint(name, {n: archive[n] for n in wanted}, state)
     except (ValueError, TypeError, KeyError, EOFError, OSError, zipfile.BadZipFile):
         raise ValueError(
-            f"{name} must be a checkpoint of this program, got {len(data)} bytes that "
-            "are none"
+            f"{path} must be a checkpoint of this program, got {_size(path)} bytes "
+            "that are none"
         ) from None
 
 
@@ -144,13 +184,11 @@ def load_file(path: str) -> Checkpoint:
         name = os.path.basename(path).removesuffix(".npz")
         return load(os.path.dirname(path), name)
     try:
-        with tf.io.gfile.GFile(path, "rb") as file:
-            data = file.read()
+        return _parsed(path)
     except tf.errors.OpError as error:
         raise ValueError(
             f"{path} must be a checkpoint: {error.message.splitlines()[0]}"
         ) from None
-    return _parsed(path, data)
 
 
 def names(directory: str) -> list[str]:

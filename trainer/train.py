@@ -152,7 +152,8 @@ def _finish(job: Job, judge: Judge) -> dict[str, Any]:
     """Returns what the run came to, the best checkpoint on test where there is one."""
     last, chosen = job.state["evaluations"][-1], best(job)
     try:
-        saved = checkpoint.load(job.directories.checkpoints, _name(chosen["step"]))
+        directory, name = job.directories.checkpoints, _name(chosen["step"])
+        saved = checkpoint.load(directory, name, prefix="model/")
         checkpoint.assign(saved.arrays, checkpoint.named_variables(job.model))
     except ValueError as error:  # The model still is that of the last step.
         logging.warning("Passed over for the last: %s", error)
