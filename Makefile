@@ -8,7 +8,10 @@ BIN = .venv/bin
 # The sample is small: more steps with fewer examples each, and an encoder that learns.
 SAMPLE_FLAGS = --job_dir=runs/sample --batch_size=16 --total_steps=240 --eval_every_steps=60
 # Twice quiet: one line of ours says what happens, errors still show.
-PIP = $(BIN)/python -m pip --disable-pip-version-check --no-input install -qq
+PIP = -m pip --disable-pip-version-check --no-input install -qq
+LOCK = $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe \
+	--no-header --no-emit-options --no-emit-index-url --no-emit-find-links \
+	--no-emit-trusted-host $(LOCK_FLAGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help install train test check format lock clean
@@ -16,7 +19,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check --no-input install -qq
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-install: .venv/installed  ## Make the environment .venv from the lock file, once
+install: .venv/installed .venv-gcs/locked  ## Make the environments from the lock files, once
 
 train: install  ## Train on the bundled sample; more flags: make train TRAIN_FLAGS="..."
 	@$(BIN)/python -m trainer.task $(SAMPLE_FLAGS) $(TRAIN_FLAGS)
@@ -33,31 +36,30 @@ format: install  ## Format the code, mend what lint can mend
 	@$(BIN)/ruff format
 	@$(BIN)/ruff check --fix
 
-lock: install  ## Remake the lock file; newest versions: make lock LOCK_FLAGS=--upgrade
+lock: install  ## Remake the lock files; newest versions: make lock LOCK_FLAGS=--upgrade
 	@echo "Resolving versions, about 2 minutes ..."
-	@$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe \
-		--no-header --no-emit-options --no-emit-index-url --no-emit-find-links \
-		--no-emit-trusted-host --extra cpu --extra dev $(LOCK_FLAGS) \
-		--output-file requirements.lock setup.py
-	@echo "requirements.lock: $$(grep -c == requirements.lock) packages"
+	@$(LOCK) --extra cpu --extra dev --output-file requirements.lock setup.py
+	@$(LOCK) --output-file requirements-gcs.lock requirements-gcs.in
+	@grep -c == requirements.lock requirements-gcs.lock
 
-clean:  ## Remove the environment and the caches; runs are kept
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info
+clean:  ## Remove the environments and the caches; runs are kept
+	rm -rf .venv .venv-gcs .mypy_cache .pytest_cache .ruff_cache *.egg-info
 
 # Two stamps: a changed lock makes the environment anew, so that nothing of the old one
 # is left behind; changed metadata only installs our own package again. setuptools warns
 # at length of every editable install; it is the one of the lock file.
 .venv/locked: requirements.lock
+.venv-gcs/locked: requirements-gcs.lock
+.venv/locked .venv-gcs/locked:
 	@test -n "$(PYTHON)" || \
 		{ echo "No Python 3.11 to 3.13 found; name one: make install PYTHON=..."; exit 1; }
-	@echo "Making .venv with $$($(PYTHON) --version) ..."
-	@$(PYTHON) -m venv --clear .venv
-	@echo "Installing $$(grep -c == requirements.lock) packages" \
-		"from requirements.lock, about a minute ..."
-	@$(PIP) --require-hashes --use-pep517 --requirement requirements.lock
+	@echo "Making $(@D) with $$($(PYTHON) --version) ..."
+	@$(PYTHON) -m venv --clear $(@D)
+	@echo "Installing $$(grep -c == $<) packages from $<, about a minute ..."
+	@$(@D)/bin/python $(PIP) --require-hashes --use-pep517 --requirement $<
 	@touch $@
 
 .venv/installed: .venv/locked setup.py pyproject.toml
 	@echo "Installing segtrainer itself ..."
-	@PYTHONWARNINGS=ignore $(PIP) --no-deps --no-build-isolation --editable .
+	@PYTHONWARNINGS=ignore $(BIN)/python $(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@

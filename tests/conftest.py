@@ -4,7 +4,8 @@ import ipaddress
 import os
 import pathlib
 import socket
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # TensorFlow reads it once, when imported
 
@@ -16,7 +17,8 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from benchmarks import make_sample, scale_dataset
-from trainer import model
+from tests.gcs import programs, server
+from trainer import model, task
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
@@ -226,3 +228,60 @@ def tiny_unet(monkeypatch: pytest.MonkeyPatch) -> None:
         return keras.Model(image, convolution(image))
 
     monkeypatch.setattr(model, "build_unet", build)
+
+
+@pytest.fixture(scope="session")
+def gcs_of_session() -> Iterator[server.Server]:
+    """Returns a Google Cloud Storage of our own, the same for all tests."""
+    if reason := programs.missing():
+        pytest.skip(reason)
+    with server.serve() as running:
+        yield running
+
+
+@pytest.fixture
+def gcs(gcs_of_session: server.Server) -> Iterator[server.Server]:
+    """Returns a Google Cloud Storage of our own: no faults, no distance.
+
+    Child processes find it by `gcs.environment`; `gcs_bucket` is a bucket of the test's
+    own in it.
+    """
+    gcs_of_session.set_faults()
+    yield gcs_of_session
+    gcs_of_session.set_faults()
+
+
+@pytest.fixture
+def gcs_bucket(gcs: server.Server) -> Iterator[str]:
+    """Returns the name of a bucket that is empty, and deleted in the end."""
+    bucket = f"test-{uuid.uuid4().hex}"
+    gcs.make_bucket(bucket)
+    yield bucket
+    gcs.delete_bucket(bucket)
+
+
+@pytest.fixture
+def gcs_here(gcs: server.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leads this process to our own Google Cloud Storage, too."""
+    for name, value in gcs.environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def refused(
+    capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """Returns the line with which a command is refused, its "segtrainer: " left out."""
+    # TensorFlow's own lines are kept off the terminal only where nobody asked for them.
+    monkeypatch.setattr(tf.get_logger(), "disabled", True)
+
+    def run(*args: str) -> str:
+        capfd.readouterr()  # What made the places wrote is not the command's.
+        code = task.main(args)
+        out, err = capfd.readouterr()
+        assert (code, out) == (2, "")
+        [line] = err.splitlines()
+        assert line.startswith("segtrainer: ")
+        return line.removeprefix("segtrainer: ")
+
+    return run

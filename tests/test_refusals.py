@@ -6,7 +6,6 @@ Each line says the rule, the value and, where there is one, the way out. In the 
 
 import hashlib
 import json
-import logging
 import os
 import pathlib
 import re
@@ -215,7 +214,7 @@ DATA = {
     "got 4 bytes that are none",
     "--init_from={tmp}/other.npz": "{tmp}/other.npz must be a checkpoint of this "
     "program, got ... bytes that are none",
-    "--init_from={tmp}/signed.npz": "signed must be a checkpoint of this program, got 4 "
+    "--init_from={tmp}/signed.npz": "{tmp}/signed.npz must be a checkpoint of this program, got 4 "
     "bytes that are none",
     "--init_from={tmp}/changed.npz": "{tmp}/changed.npz must fit its digest, got 4 "
     "bytes that do not",
@@ -245,24 +244,6 @@ def _no_step(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the run has begun")
 
     monkeypatch.setattr(train, "train_and_evaluate", begun)
-
-
-@pytest.fixture
-def refused(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable:
-    """Returns the line with which a command is refused, its "segtrainer: " left out."""
-    # TensorFlow's own lines are kept off the terminal only where nobody asked for them.
-    monkeypatch.setattr(logging.getLogger("tensorflow"), "disabled", True)
-
-    def run(*args: str) -> str:
-        capfd.readouterr()  # What made the places wrote is not the command's.
-        code = task.main(args)
-        out, err = capfd.readouterr()
-        assert (code, out) == (2, "")
-        [line] = err.splitlines()
-        assert line.startswith("segtrainer: ")
-        return line.removeprefix("segtrainer: ")
-
-    return run
 
 
 def matches(line: str, expected: str) -> bool:
@@ -519,7 +500,7 @@ def save_a_checkpoint(args: list[str]) -> None:
     settings = task.config.from_args(args)
     run = job.prepare(settings, task.config.directories(settings, {}))
     run.state["step"] = 2
-    train.save(run)
+    train.save(run)()
 
 
 @pytest.fixture
