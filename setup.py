@@ -32,6 +32,7 @@ REQUIRES = [
     "tensorflow-datasets>=4.9.10,<4.10",  # reads the data, local or gs://
     "importlib_resources>=6.0",  # imported by tensorflow-datasets, not declared there
     "tensorboard>=2.20",  # tf.summary; TensorFlow does not bring it any more
+    "google-cloud-storage>=2.18",  # what we may do in a bucket, before the first step
     "cloudml-hypertune>=0.1.0.dev6",  # trial metric; it has only a pre-release
     "matplotlib>=3.8",  # loss curves
     "pillow>=10.1",  # prediction panels

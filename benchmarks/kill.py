@@ -33,7 +33,7 @@ FLAGS = [
     "--deterministic",
     "--image_size=64",
     "--batch_size=16",
-    "--epochs=12",
+    "--epochs=6",
     "--checkpoint_every_steps=7",
     "--log_every_steps=3",
 ]

@@ -14,6 +14,7 @@ OTHER = {
     "dataset": "shapes/small:1.0.0",
     "data_dir": "gs://bucket/a folder",
     "download": True,
+    "try_gcs": True,
     "image_feature": "photo",
     "mask_feature": "labels",
     "mask_offset": -3,
@@ -67,6 +68,7 @@ OTHER = {
     "checkpoint_every_seconds": 0.0,
     "keep_checkpoints": 3,
     "log_every_steps": 1,
+    "lease_seconds": 2.5,
     "num_pictures": 64,
     "strategy": "mirrored",
     "num_cpu_devices": 4,
@@ -80,7 +82,7 @@ NEEDS = {
     "weight_decay": {"optimizer": "adamw"},
 }
 # Each of these is in conflict with another one.
-ALONE = {"batch_size", "jit_compile"}
+ALONE = {"batch_size", "jit_compile", "try_gcs"}
 
 
 @pytest.mark.parametrize("name", FIELDS)

@@ -42,7 +42,7 @@ def begin(args: list[str], *steps: int) -> list[str]:
     run = job.prepare(settings, config.directories(settings, {}))
     for step in steps or (2,):
         run.state["step"] = step
-        train.save(run)
+        train.save(run)()
     return args
 
 
@@ -194,12 +194,17 @@ def no_room_for_checkpoints() -> Iterator[None]:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     save = train.save
 
-    def saved_on_a_full_disk(run: job.Job) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (512, before[1]))
-        try:
-            save(run)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    def saved_on_a_full_disk(run: job.Job) -> Callable[[], None]:
+        write = save(run)
+
+        def work() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (512, before[1]))
+            try:
+                write()
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+        return work
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(train, "save", saved_on_a_full_disk)
@@ -365,10 +370,15 @@ def test_a_run_whose_best_checkpoint_is_damaged_finishes_with_the_last(
 ):
     save = train.save
 
-    def spoilt(run: job.Job) -> None:
-        save(run)
-        if run.state["step"] == 4:  # The first of equals is the best: that of step 4.
-            cut_short(tmp_path / "run" / "checkpoints" / "step-00000004.npz")
+    def spoilt(run: job.Job) -> Callable[[], None]:
+        write, at = save(run), run.state["step"]
+
+        def work() -> None:
+            write()
+            if at == 4:  # The first of equals is the best: that of step 4.
+                cut_short(tmp_path / "run" / "checkpoints" / "step-00000004.npz")
+
+        return work
 
     monkeypatch.setattr(train, "save", spoilt)
     monkeypatch.setattr(train, "best", lambda run: run.state["evaluations"][0])

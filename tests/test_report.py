@@ -132,7 +132,7 @@ def test_numbers_of_a_row_become_events_of_its_step(reporter, tmp_path):
     one = reporter()
     one.train({"step": 2, "loss": 1.5, "learning_rate": 0.1})
     one.evaluation(evaluation(4, **{"val_iou/pet": None}))
-    one.flush()
+    one.flush()()
     tags = set(events(tmp_path / "logs"))
     assert {("loss", 2), ("learning_rate", 2), ("val_loss", 4)} <= tags
     assert not {tag for tag, _ in tags} & {"step", "kind", "val_iou/pet"}
@@ -197,7 +197,7 @@ def test_a_restart_doubles_no_event(reporter, tmp_path):
     for at in (2, 4, 6):
         one.train({"step": at, "loss": 1.0})
         one.picture(f"step-{at:08d}", PICTURE, at)
-    one.flush()
+    one.flush()()
     again = reporter(4)
     again.train({"step": 6, "loss": 1.0})
     again.picture("step-00000006", PICTURE, 6)
@@ -214,7 +214,7 @@ def test_pictures_of_the_beginning_are_not_doubled_by_a_restart_at_step_0(
         one = reporter()
         one.picture("augmented", PICTURE, 0)
         one.picture("step-00000000", PICTURE, 0)
-        one.flush()
+        one.flush()()
     found = events(tmp_path / "logs")
     assert found == {("augmented", 0): 1, ("predictions", 0): 1}
 
@@ -228,7 +228,7 @@ def test_pictures_of_the_end_are_not_doubled_by_a_restart_at_the_last_step(
             one.picture("step-00000100", PICTURE, 100)
             one.picture("curves", PICTURE, 100)
         one.picture("predictions", PICTURE, 100)
-        one.flush()
+        one.flush()()
     found = events(tmp_path / "logs")
     assert len(found) == 3 and set(found.values()) == {1}, found
 

@@ -184,9 +184,10 @@ def test_a_restart_goes_on_from_the_last_save_between_evaluations(
         pass
 
     def killed(run, save=train.save):
-        save(run)
+        save(run)()
         if run.state["step"] == 5:
             raise Killed
+        return lambda: None
 
     more = ["--total_steps=7", "--log_every_steps=3", "--checkpoint_every_steps=5"]
     more += ["--eval_every_steps=4"]
@@ -211,7 +212,7 @@ def test_a_restart_whose_end_lies_behind_it_is_evaluated_and_ends(
         pass
 
     def killed(run, save=train.save):
-        save(run)
+        save(run)()
         raise Killed
 
     with monkeypatch.context() as patch:

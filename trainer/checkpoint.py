@@ -10,6 +10,7 @@ it was. One that its digest does not fit, or that has none, is passed over.
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import re
@@ -79,7 +80,11 @@ def assign(arrays: dict[str, np.ndarray], variables: dict[str, keras.Variable]) 
 
 
 def save(directory: str, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> str:
-    """Writes a checkpoint: the data, its digest; returns its name. Moves no pointer."""
+    """Writes a checkpoint: the data, its digest; returns its name. Moves no pointer.
+
+    Raises:
+        OSError: If the file is not as long as what was written.
+    """
     tf.io.gfile.makedirs(directory)
     name = f"step-{state['step']:08d}"
     path = os.path.join(directory, f"{name}.npz")
@@ -90,29 +95,29 @@ def save(directory: str, arrays: dict[str, np.ndarray], state: dict[str, Any]) -
             for key, array in everything.items():
                 with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, array, allow_pickle=False)
+    if _size(path) != digested.size:
+        raise OSError(f"{path} is {_size(path)} bytes long, of {digested.size} written")
     with tf.io.gfile.GFile(f"{path}.sha256", "w") as file:
         file.write(f"{digested.sha256.hexdigest()}  {name}.npz\n")
     return name
 
 
-class _Digested:
-    """A file written from head to tail, with the digest of what it got.
+class _Digested(io.RawIOBase):
+    """A file written from head to tail, with the size and digest of what it got.
 
     So a checkpoint need not be held in memory whole.
     """
 
     def __init__(self, file: tf.io.gfile.GFile) -> None:
         self._file = file
-        self.sha256 = hashlib.sha256()
+        self.sha256, self.size = hashlib.sha256(), 0
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: Any) -> int:
         """Appends to the file."""
         self._file.write(bytes(data))
         self.sha256.update(data)
+        self.size += len(data)
         return len(data)
-
-    def flush(self) -> None:
-        """Leaves it to the file when it writes."""
 
 
 def move_pointer(directory: str, *, latest: str, best: str) -> None:

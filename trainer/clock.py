@@ -1,6 +1,8 @@
-"""How fast a run is."""
+"""How fast a run is, and how long it stands still."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -15,6 +17,16 @@ class Clock:
         self._over_all = np.zeros(3)
         self.seconds_per_step: float | None = None
         self.seconds_to_first_step: float | None = None
+        self.save_wait_seconds = 0.0  # The run stood still for its saves.
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Counts the time that the loop spends in it as standing still for a save."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.save_wait_seconds += time.monotonic() - began
 
     def tick(self, steps: int, seconds: float, waited: float) -> None:
         """Counts a call."""

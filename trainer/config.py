@@ -54,6 +54,7 @@ class Config:
     dataset: str = setting("Data", "oxford_iiit_pet", "TFDS name, with /config or :version where needed.", identity=True)
     data_dir: str | None = setting("Data", None, "TFDS directory, local or gs://; the bundled sample when absent.")
     download: bool = setting("Data", False, "Let TFDS download and prepare a data set that data_dir lacks.")
+    try_gcs: bool = setting("Data", False, "Read the data set from TFDS' public bucket, gs://tfds-data, where it has it.")
     image_feature: str | None = setting("Data", None, "Name of the picture among the features; known for oxford_iiit_pet.", identity=True)
     mask_feature: str | None = setting("Data", None, "Name of the mask among the features; known for oxford_iiit_pet.", identity=True)
     mask_offset: int | None = setting("Data", None, "Added to a stored mask id to get the class id.", low=-255, high=255, identity=True)
@@ -112,6 +113,7 @@ class Config:
     checkpoint_every_seconds: float = setting("Output", 600.0, "Seconds between checkpoints at the most.", low=0)
     keep_checkpoints: int = setting("Output", 2, "Newest checkpoints to keep, beside the best.", low=2)
     log_every_steps: int = setting("Output", 10, "Steps between rows of metrics.jsonl and of TensorBoard.", low=1)
+    lease_seconds: float = setting("Output", 60.0, "Seconds without a sign of life after which another run may take over a job_dir on gs://.", low=1)
     num_pictures: int = setting("Output", 4, "Examples in each picture of predictions.", low=1, high=64)
 
     strategy: str = setting("Devices", "auto", "Where the replicas live; auto takes all GPUs, else one CPU.", choices=("auto", "one_device", "mirrored"))
@@ -151,7 +153,12 @@ class Config:
         for name in ("clip_norm", "max_minutes"):
             if getattr(self, name) == 0:
                 raise ValueError(f"{name} must be more than 0, got 0; leave it out")
-        if self.dataset != Config.dataset and self.data_dir is None:
+        if self.try_gcs and self.data_dir is not None:
+            raise ValueError(
+                f"try_gcs reads TFDS' own bucket, got data_dir {self.data_dir} as well; "
+                "leave one of them out"
+            )
+        if self.dataset != Config.dataset and not (self.data_dir or self.try_gcs):
             raise ValueError(
                 f"dataset {self.dataset} needs data_dir: only {Config.dataset} has a "
                 "bundled sample; give --data_dir=DIR"

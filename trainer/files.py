@@ -6,8 +6,20 @@ from typing import Any
 import tensorflow as tf
 
 
+def remote(path: str) -> bool:
+    """Returns whether a path is of a store of objects, such as gs://.
+
+    An object appears whole or not at all, and changing it means writing it again.
+    """
+    return "://" in path
+
+
 def write(path: str, data: bytes | str) -> None:
-    """Writes a file whole; on gs:// an object appears whole anyhow."""
+    """Writes a file whole."""
+    if remote(path):
+        with tf.io.gfile.GFile(path, "wb") as file:
+            file.write(data)
+        return
     with tf.io.gfile.GFile(f"{path}.tmp", "wb") as file:
         file.write(data)
     tf.io.gfile.rename(f"{path}.tmp", path, overwrite=True)

@@ -1,8 +1,10 @@
 """A run made ready: settings checked, data opened, model built, checkpoint restored."""
 
+import contextlib
 import dataclasses
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -16,6 +18,8 @@ from trainer import (
     dataset,
     distribution,
     examples,
+    files,
+    lease,
     metrics,
     model,
     report,
@@ -41,6 +45,7 @@ class Job:
     restored: str | None  # Checkpoint that the run goes on from.
     cloud_job_id: str | None
     in_trial: bool
+    fence: Callable[[], None]  # Raises OSError where another run may write by now.
 
     @property
     def batch_size(self) -> int:
@@ -82,6 +87,7 @@ def prepare(
     *,
     cloud_job_id: str | None = None,
     in_trial: bool = False,
+    fence: Callable[[], None] = lambda: None,
 ) -> Job:
     """Returns the run, new or restored. Writes nothing but job_dir/config.json, last.
 
@@ -90,13 +96,11 @@ def prepare(
         directories: Where the run writes.
         cloud_job_id: Id of the cloud job that this process belongs to.
         in_trial: Whether a tuner waits for `hp_metric`.
+        fence: Asked before a write that another run's may clash with.
 
     Raises:
         ValueError: One line: what is wrong, and the way out.
     """
-    report.check_job_dir(directories.job)
-    report.check_directory("checkpoint_dir", directories.checkpoints)
-    report.check_directory("log_dir", directories.logs)
     failed = report.read_failed(directories.job)
     if failed and cloud_job_id and failed.get("cloud_job_id") == cloud_job_id:
         raise ValueError(
@@ -165,6 +169,7 @@ def prepare(
         restored=saved.name if saved else None,
         cloud_job_id=cloud_job_id,
         in_trial=in_trial,
+        fence=fence,
     )
     job.state["global_batch_size"] = global_batch_size
     job.state["class_names"] = list(opened.class_names)
@@ -196,11 +201,61 @@ def prepare(
     return job
 
 
+def check_places(settings: config.Config, directories: config.Directories) -> None:
+    """Raises ValueError if the run cannot read or write where it is to.
+
+    A bucket that is not there or that denies a right, a job_dir of another program, a
+    file in the way. Writes nothing that stays.
+    """
+    written = {
+        "job_dir": directories.job,
+        "checkpoint_dir": directories.checkpoints,
+        "log_dir": directories.logs,
+    }
+    asked = {"data_dir": _data_dir(settings) or "", **written}
+    for setting, directory in asked.items():
+        within = directory.startswith(f"{directories.job.rstrip('/')}/")
+        if not directory.startswith("gs://") or within and setting in written:
+            continue  # A directory in job_dir is asked for with it.
+        from trainer import bucket  # Its libraries take a second: only where needed.
+
+        may_write = setting in written or settings.download
+        bucket.check(setting, directory, bucket.WRITE if may_write else bucket.READ)
+    report.check_job_dir(directories.job)
+    report.check_directory("checkpoint_dir", directories.checkpoints)
+    report.check_directory("log_dir", directories.logs)
+
+
+def hold_lease(
+    directory: str, job_id: str | None, seconds: float
+) -> contextlib.AbstractContextManager[Callable[[], None]]:
+    """Returns the lease on a job_dir; it gives what raises OSError when it is lost.
+
+    Args:
+        directory: The job_dir.
+        job_id: Id of the cloud job that this process belongs to.
+        seconds: Time without renewal after which one on gs:// is anybody's.
+    """
+    owner = lease.this_process(job_id)
+    if directory.startswith("gs://"):
+        from trainer import lease_gcs
+
+        return lease_gcs.hold(directory, owner, seconds)
+    if files.remote(directory):
+        return contextlib.nullcontext(lambda: None)
+    return lease.hold(directory, owner)
+
+
+def _data_dir(settings: config.Config) -> str | None:
+    """Returns where the data set is; nothing for the bundled sample."""
+    return dataset.PUBLIC_DIR if settings.try_gcs else settings.data_dir
+
+
 def _open(settings: config.Config) -> dataset.Dataset:
     """Returns the data set; the metrics that are asked for must be of its classes."""
     opened = dataset.open_dataset(
         settings.dataset,
-        data_dir=settings.data_dir,
+        data_dir=_data_dir(settings),
         download=settings.download,
         image_feature=settings.image_feature,
         mask_feature=settings.mask_feature,

@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -31,8 +32,12 @@ from trainer import files, pictures
 
 PROGRAM = "segtrainer"
 # May be in job_dir before its config.json is: Vertex AI may have made them.
-OURS = {"checkpoints", "logs", "model", "config.json.tmp"}
+OURS = {"checkpoints", "logs", "model", "config.json.tmp", "lease.json"}
 PLAIN_LINE_SECONDS = 10.0  # Between progress lines where there is no terminal.
+# On a store of objects, events begin a new file beyond this: all of a file is written
+# again at each save.
+EVENT_FILE_BYTES = 2**21
+SCALAR_BYTES, PNG_RATIO = 80, 3  # About what a scalar takes, and how far PNG shrinks.
 BEST_TAG = "best_predictions"  # Drawn once, when the run ends.
 PACKAGES = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu", "keras", "numpy")
 
@@ -50,6 +55,7 @@ class Reporter:
         hp_metric: Metric for the tuner; tells none when absent.
         evaluations: Those before `step`, told to the tuner again: its file did not
             survive the restart.
+        fence: Raises OSError where another run may write by now.
     """
 
     def __init__(
@@ -62,8 +68,10 @@ class Reporter:
         global_batch_size: int,
         hp_metric: str | None,
         evaluations: list[dict[str, Any]],
+        fence: Callable[[], None] = lambda: None,
     ) -> None:
         self._job_dir = job_dir
+        self._fence = fence
         self._total_steps = total_steps
         self._batch = global_batch_size
         self._tuner = Tuner(hp_metric)
@@ -74,10 +82,9 @@ class Reporter:
             # One after the last checkpoint, of its step: it is made again.
             if row["kind"] != "eval" or row["step"] in done
         ]
-        files.write(
-            os.path.join(job_dir, "metrics.jsonl"),
-            "".join(json.dumps(row) + "\n" for row in self.rows),
-        )
+        self._path = os.path.join(job_dir, "metrics.jsonl")
+        self._lines = [json.dumps(row) + "\n" for row in self.rows]
+        files.write(self._path, "".join(self._lines))
         # Each run begins and ends with pictures; they are drawn anew with it.
         again = frozenset(
             [BEST_TAG] if step else [BEST_TAG, "augmented", "predictions"]
@@ -85,7 +92,8 @@ class Reporter:
         # Other runs may write to the same log_dir.
         suffix = f".{hashlib.sha256(job_dir.encode()).hexdigest()[:8]}.v2"
         trim_events(log_dir, suffix, up_to_step=step, again=again)
-        self._events = tf.summary.create_file_writer(log_dir, filename_suffix=suffix)
+        self._log_dir, self._suffix = log_dir, suffix
+        self._events, self._event_bytes = self._new_events(), 0
         self._tuner.tell_all(evaluations)
         # tqdm draws a bar; where there is no terminal, lines are logged instead.
         self._bar = tqdm(
@@ -135,25 +143,59 @@ class Reporter:
         tag = BEST_TAG if name == "predictions" else tag
         with self._events.as_default():
             tf.summary.image(tag, picture[np.newaxis], step=step)
+        self._event_bytes += picture.nbytes // PNG_RATIO
         return path
 
-    def flush(self) -> None:
-        """Puts all that was told so far where a kill cannot take it."""
-        self._events.flush()
+    def flush(self) -> Callable[[], None]:
+        """Takes what was told so far; returns the work that makes it safe from a kill.
+
+        The work may be done in another thread while more is told.
+        """
+        lines, events = "".join(self._lines), self._events
+        full = files.remote(self._log_dir) and self._event_bytes > EVENT_FILE_BYTES
+        if full:
+            self._events, self._event_bytes = self._new_events(), 0
+
+        def work() -> None:
+            self._fence()
+            if files.remote(self._path):
+                files.write(self._path, lines)
+            events.close() if full else events.flush()
+
+        return work
 
     def close(self) -> None:
         """Ends the bar and the events."""
         self._bar.close()
-        self._events.close()
+        try:
+            self.flush()()
+        finally:
+            self._events.close()
+
+    def _new_events(self) -> tf.summary.SummaryWriter:
+        """Returns a writer of an event file of its own.
+
+        On a store of objects, TensorFlow writes the whole file again whenever it
+        flushes: there it does so when it is told to, and no file grows large.
+        """
+        told_only = dict(max_queue=2**31 - 1, flush_millis=2**31 - 1)
+        return tf.summary.create_file_writer(
+            self._log_dir,
+            filename_suffix=self._suffix,
+            **(told_only if files.remote(self._log_dir) else {}),
+        )
 
     def _record(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
-        with tf.io.gfile.GFile(os.path.join(self._job_dir, "metrics.jsonl"), "a") as f:
-            f.write(json.dumps(row) + "\n")
+        self._lines.append(json.dumps(row) + "\n")
+        if not files.remote(self._path):
+            with tf.io.gfile.GFile(self._path, "a") as file:
+                file.write(self._lines[-1])
         with self._events.as_default():
             for name, value in row.items():
                 if isinstance(value, int | float) and name != "step":
                     tf.summary.scalar(name, value, step=row["step"])
+                    self._event_bytes += SCALAR_BYTES
 
 
 class Tuner:

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import logging as python_logging
 import os
+import re
 import sys
 import tempfile
 import time
@@ -19,6 +20,19 @@ from absl import logging
 from trainer import config
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
+# For gs://, read by TensorFlow when it first opens such a path; the user's own go
+# first. Its defaults read 64 MB at once for each open file, and wait up to an
+# hour for an answer. With no cache of blocks, a file that is read from head to tail
+# costs one request for each block, and no byte twice.
+GCS_DEFAULTS = {
+    "GCS_READ_CACHE_BLOCK_SIZE_MB": "4",
+    "GCS_READ_CACHE_MAX_SIZE_MB": "0",
+    "GCS_REQUEST_CONNECTION_TIMEOUT_SECS": "30",
+    "GCS_REQUEST_IDLE_TIMEOUT_SECS": "30",
+    "GCS_METADATA_REQUEST_TIMEOUT_SECS": "60",
+    "GCS_READ_REQUEST_TIMEOUT_SECS": "120",
+    "GCS_WRITE_REQUEST_TIMEOUT_SECS": "600",
+}
 GRAPH_LINES = ("Graph execution error", "Detected at node", "File ", "<stack", "[[")
 
 
@@ -29,16 +43,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     if any(arg in ("--help", "-help", "-h", "--helpfull") for arg in args):
         print(f"Trains a U-Net for semantic segmentation.\n\n{config.help_text()}")
         return 0
+    with contextlib.ExitStack() as held:
+        return _run(args, process_start, held)
+
+
+def _run(args: Sequence[str], process_start: float, held: contextlib.ExitStack) -> int:
+    """Trains; what must be given back in the end is left to `held`."""
     try:
         settings = _settings(args)
+        for name, value in GCS_DEFAULTS.items():
+            os.environ.setdefault(name, value)
+        directories = config.directories(settings, os.environ)
+        job_id = os.environ.get("CLOUD_ML_JOB_ID")
         with _quiet_start():
             from trainer import job, train
 
+            job.check_places(settings, directories)
+            lease = job.hold_lease(directories.job, job_id, settings.lease_seconds)
+            fence = held.enter_context(lease)
             run = job.prepare(
                 settings,
-                config.directories(settings, os.environ),
-                cloud_job_id=os.environ.get("CLOUD_ML_JOB_ID"),
+                directories,
+                cloud_job_id=job_id,
                 in_trial="CLOUD_ML_TRIAL_ID" in os.environ,
+                fence=fence,
             )
     except ModuleNotFoundError as error:
         return _stopped(REFUSED, _missing(error))
@@ -92,9 +120,16 @@ def _expected(error: Exception) -> bool:
 
 def _one_line(error: Exception) -> str:
     text = getattr(error, "message", None) or str(error) or type(error).__name__
+    text = re.sub(r"{{function_node .*?}} ?", "", text)
+    # A store answers with JSON; what it says is in the first "message".
+    text = re.sub(
+        r""" with body '{.*?"message": ?"(.*?)".*'""", r": \1", text, flags=re.DOTALL
+    )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    # TensorFlow tells first where in its graph it was, then what happened.
-    return next((x for x in lines if not x.startswith(GRAPH_LINES)), lines[0])
+    # TensorFlow tells first where in its graph it was, then what happened, then when.
+    what = next((x for x in lines if not x.startswith(GRAPH_LINES)), lines[0])
+    when = next((f" {x}" for x in lines if x.startswith("when ")), "")
+    return f"{what}{when}"
 
 
 def _missing(error: ModuleNotFoundError) -> str:

@@ -12,10 +12,12 @@ test the best, result.json
 """
 
 import contextlib
+import copy
 import math
 import resource
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -27,6 +29,7 @@ from trainer import checkpoint, data, feed, metrics, report, step
 from trainer.clock import Clock
 from trainer.job import Job
 from trainer.judge import Judge
+from trainer.saver import Saver
 
 CALL_SECONDS = 1.0  # Longest call of TensorFlow: a signal waits for its return.
 
@@ -61,27 +64,32 @@ def train_and_evaluate(job: Job, process_start: float) -> dict[str, Any]:
         global_batch_size=job.global_batch_size,
         hp_metric=job.settings.hp_metric if job.in_trial else None,
         evaluations=job.state["evaluations"],
+        fence=job.fence,
     )
-    with contextlib.closing(reporter):
+    with contextlib.closing(reporter), Saver() as saver:
         judge = Judge(job, reporter)
         if job.state["step"] == 0:
             judge.draw_augmented()
             judge.draw("step-00000000", job.dataset.val, "val")
         clock = Clock(job.global_batch_size, process_start)
-        _train(job, reporter, judge, clock)
+        _train(job, reporter, judge, clock, saver)
         result = _finish(job, judge)
     result |= {
         "train_images_per_second": clock.images_per_second(over_all=True),
         "seconds_to_first_step": clock.seconds_to_first_step,
         "train_seconds": job.state["seconds"],
+        "save_wait_seconds": clock.save_wait_seconds,
         "total_seconds": time.time() - process_start,
         "peak_memory_bytes": _peak_memory_bytes(),
     }
+    job.fence()
     report.write_result(job.directories.job, result)
     return result
 
 
-def _train(job: Job, reporter: report.Reporter, judge: Judge, clock: Clock) -> None:
+def _train(
+    job: Job, reporter: report.Reporter, judge: Judge, clock: Clock, saver: Saver
+) -> None:
     """Steps, reports, evaluates and saves until it is told to stop."""
     settings, state = job.settings, job.state
     train_steps = step.make_train_steps(
@@ -99,6 +107,7 @@ def _train(job: Job, reporter: report.Reporter, judge: Judge, clock: Clock) -> N
 
     with data.iterator(feed.train_batches(job), job.strategy) as batches:
         while not stop_reason(job):
+            job.fence()
             # ---- Step ------------------------------------------------------
             profiling = _profile(job, state["step"], profiling)
             called = time.monotonic()
@@ -139,13 +148,17 @@ def _train(job: Job, reporter: report.Reporter, judge: Judge, clock: Clock) -> N
                 or at % save_every == 0
                 or idle_seconds >= settings.checkpoint_every_seconds
             ):
-                reporter.flush()
-                save(job)
+                with clock.saving():
+                    saver.wait()  # The values of one save at a time are in memory.
+                    saver.start(reporter.flush(), save(job))
                 saved = time.monotonic()
+            saver.check()
         _profile(job, None, profiling)
     if [e["step"] for e in state["evaluations"]][-1:] != [state["step"]]:
         # Restarted at a checkpoint that the end lies behind.
         judge.validate()
+    with clock.saving():
+        saver.wait()
 
 
 def _finish(job: Job, judge: Judge) -> dict[str, Any]:
@@ -201,22 +214,31 @@ def best(job: Job) -> dict[str, Any]:
     )
 
 
-def save(job: Job) -> None:
-    """Writes a checkpoint of the step the run is at, then moves the pointer to it.
+def save(job: Job) -> Callable[[], None]:
+    """Takes what the run is at its step; returns the work of writing it.
+
+    The work writes a checkpoint, moves the pointer to it, deletes old ones. The run may
+    go on meanwhile.
 
     Raises:
         FloatingPointError: If a variable is not finite; nothing is written then.
     """
-    directory = job.directories.checkpoints
-    arrays = checkpoint.values(job.variables)
+    directory, keep = job.directories.checkpoints, job.settings.keep_checkpoints
+    arrays, state = checkpoint.values(job.variables), copy.deepcopy(job.state)
     for name, array in arrays.items():
         if not np.isfinite(array).all():  # The loss tells at the next step only.
-            at = job.state["step"]
+            at = state["step"]
             _fail(job, at, f"after step {at} {name} is not finite")
-    latest = checkpoint.save(directory, arrays, job.state)
-    best_name = _name(best(job)["step"]) if job.state["evaluations"] else latest
-    checkpoint.move_pointer(directory, latest=latest, best=best_name)
-    checkpoint.prune(directory, job.settings.keep_checkpoints)
+    best_step = best(job)["step"] if state["evaluations"] else state["step"]
+
+    def write() -> None:
+        job.fence()
+        latest = checkpoint.save(directory, arrays, state)
+        job.fence()  # It may have taken long.
+        checkpoint.move_pointer(directory, latest=latest, best=_name(best_step))
+        checkpoint.prune(directory, keep)
+
+    return write
 
 
 def _name(at: int) -> str:
@@ -310,7 +332,11 @@ def answer(job: Job, result: dict[str, Any]) -> str:
 
 def what_is_kept(job: Job, again: bool = True) -> str:
     """Returns what a stopped run leaves, and whether the same command helps."""
-    latest = checkpoint.pointer(job.directories.checkpoints).get("latest")
+    directory = job.directories.checkpoints
+    try:
+        latest = checkpoint.pointer(directory).get("latest")
+    except (OSError, tf.errors.OpError):
+        return f"{directory} cannot be read now; the same command goes on from there"
     if latest is None:
         return "no checkpoint was written yet"
     return f"{latest} is kept" + (", the same command goes on from it" if again else "")

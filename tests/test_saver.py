@@ -1,0 +1,63 @@
+"""Saves in the background: one at a time, none fails unseen."""
+
+import threading
+
+import pytest
+
+from trainer.saver import Saver
+
+
+def test_the_run_goes_on_while_a_save_is_under_way():
+    written, go_on = [], threading.Event()
+    with Saver() as saver:
+        saver.start(lambda: go_on.wait(10) and written.append("a"))
+        saver.check()  # Waits for nothing.
+        assert written == []
+        go_on.set()
+    assert written == ["a"]
+
+
+def test_there_is_one_save_at_a_time_and_its_works_come_in_turn():
+    running, order = [], []
+
+    def work(name: str) -> None:
+        assert running == []
+        running.append(name)
+        order.append(name)
+        running.remove(name)
+
+    with Saver() as saver:
+        for save in "abc":
+            saver.start(lambda s=save: work(f"{s}1"), lambda s=save: work(f"{s}2"))
+    assert order == ["a1", "a2", "b1", "b2", "c1", "c2"]
+
+
+def failing() -> None:
+    raise OSError("no room")
+
+
+def until_done(saver: Saver) -> None:
+    for _ in range(1000):
+        saver.check()
+        threading.Event().wait(0.01)
+
+
+@pytest.mark.parametrize("seen_by", ["start", "wait", "leaving", "check"])
+def test_a_failed_save_is_raised_once_and_what_came_after_it_is_left_undone(seen_by):
+    after = []
+    with pytest.raises(OSError, match="no room"), Saver() as saver:
+        saver.start(failing, lambda: after.append("pointer"))
+        if seen_by == "start":
+            saver.start(lambda: after.append("next"))
+        elif seen_by == "wait":
+            saver.wait()
+        elif seen_by == "check":
+            until_done(saver)
+    assert after == []
+    saver.check()
+
+
+def test_a_failed_save_never_hides_what_stopped_the_run(caplog):
+    with pytest.raises(FloatingPointError), Saver() as saver:
+        saver.start(failing)
+        raise FloatingPointError

@@ -1,0 +1,124 @@
+"""One run at a time writes to a job_dir: who holds the lease on it.
+
+    lease.json    who holds it; removed when the run ends
+
+Here the one on a local disk: the file is locked, and the system unlocks it when the
+process dies.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+
+NAME = "lease.json"
+
+
+def this_process(job_id: str | None) -> dict[str, Any]:
+    """Returns what tells this process, and its restarts, from other runs."""
+    process = psutil.Process()
+    return {
+        "job_id": job_id,
+        "host": os.uname().nodename,
+        "pid": process.pid,
+        "started": process.create_time(),
+        "id": uuid.uuid4().hex,
+    }
+
+
+def same_run(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Returns whether the holder was we before a restart: the same job, or a dead one."""
+    if theirs.get("host") != ours["host"]:
+        return False
+    if ours["job_id"] is not None or theirs.get("job_id") is not None:
+        return theirs.get("job_id") == ours["job_id"]
+    try:
+        started = psutil.Process(theirs.get("pid")).create_time()
+    except (psutil.NoSuchProcess, TypeError, ValueError):
+        return True
+    return started != theirs.get("started")
+
+
+def refusal(directory: str, holder: dict[str, Any]) -> ValueError:
+    """Returns the error of one who finds the lease held."""
+    who = holder.get("job_id") or f"process {holder.get('pid', 'unknown')}"
+    return ValueError(
+        f"job_dir must be written by one run at a time, got {directory}, which {who} on "
+        f"{holder.get('host', 'another host')} writes to; stop that one or give another "
+        "--job_dir"
+    )
+
+
+@contextlib.contextmanager
+def hold(directory: str, owner: dict[str, Any]) -> Iterator[Callable[[], None]]:
+    """Holds the lease on a local directory; it is never lost, which what it gives says.
+
+    Args:
+        directory: The job_dir; made where it is not there, and removed in the end where
+            nothing was written to it.
+        owner: Who we are, of `this_process`.
+
+    Raises:
+        ValueError: If another process holds it, or it cannot be written there.
+    """
+    made: list[str] = []
+    try:
+        try:
+            made += _make_directories(directory)
+            file = _locked(directory)
+            os.ftruncate(file, 0)
+            os.write(file, json.dumps(owner).encode())
+        except OSError as error:
+            raise ValueError(
+                f"job_dir must be a place to write to, got {directory}: {error.strerror}"
+            ) from None
+        try:
+            yield lambda: None
+        finally:
+            with contextlib.suppress(FileNotFoundError):  # Removed with the job_dir.
+                os.remove(os.path.join(directory, NAME))
+            os.close(file)
+    finally:
+        for name in reversed(made):
+            with contextlib.suppress(OSError):  # It is in use now.
+                os.rmdir(name)
+
+
+def _locked(directory: str) -> int:
+    """Returns the file of the lease, open and locked."""
+    path = os.path.join(directory, NAME)
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with open(file, encoding="utf-8") as held:
+                raise refusal(directory, parsed(held.read())) from None
+        # Who held it before may have removed the file that we locked.
+        if os.path.exists(path) and os.path.samestat(os.fstat(file), os.stat(path)):
+            return file
+        os.close(file)
+
+
+def _make_directories(directory: str) -> list[str]:
+    """Makes a directory and those above it; returns the ones that were not there."""
+    made, there = [], os.path.abspath(directory)
+    while not os.path.isdir(there):
+        made.append(there)
+        there = os.path.dirname(there)
+    os.makedirs(directory, exist_ok=True)
+    return made[::-1]
+
+
+def parsed(text: str | bytes) -> dict[str, Any]:
+    """Returns the holder; nothing where another was just writing it."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}
