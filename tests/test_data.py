@@ -383,6 +383,24 @@ def test_a_bad_training_example_stops_the_stream_and_is_named(
     assert where in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_a_look_ahead_ends_and_changes_nothing(pets, cache):
+    opened = open_pets(pets(8, shards=2))
+    examples = data.examples_of(opened, SIZE, cache)["train"]
+
+    def stream(stop, **more):
+        order = dict(image_size=SIZE, seed=3, window=1000, start=0, augmentation=ALL)
+        return data.train_batches(opened, examples, stop=stop, **order, **more)
+
+    with data.iterator(lambda s: stream(s, batch_size=3, count=3, keep=True)) as turns:
+        looked_at = [part.numpy() for part in next(turns)]
+        assert next(turns, None) is None
+    with data.iterator(lambda s: stream(s, batch_size=1)) as turns:
+        for n in range(3):
+            for ahead, part in zip(looked_at, next(turns), strict=True):
+                assert np.array_equal(ahead[n], part[0])
+
+
 def test_a_bad_example_is_named_in_a_split_larger_than_train(pets):
     opened = open_pets(pets(4, n_test=12))
     rewrite(opened.test.files[-1], 5, break_ids)

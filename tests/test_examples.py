@@ -81,6 +81,17 @@ def test_without_a_cache_each_epoch_reads_each_file_once(stored, reads):
     assert reads == {0: 15, 1: 9}
 
 
+@pytest.mark.parametrize("cache_size", [2, None])
+def test_what_is_only_looked_at_is_not_read_again(stored, reads, cache_size):
+    examples = Examples(stored, [5, 3], cache_size)
+    examples.want(np.arange(8))
+    for _ in range(2):
+        assert [examples.serialized(id, keep=True) for id in (3, 6)] == [b"0/3", b"1/1"]
+    examples.want(np.arange(8))
+    assert [examples.serialized(id) for id in range(8)] == NAMES
+    assert reads == {0: 5, 1: 3}
+
+
 def test_reading_holds_back_only_what_is_wanted(stored):
     examples = Examples(stored, [5, 3], cache_size=None)
     examples.want(np.array([1, 3, 4, 5]))

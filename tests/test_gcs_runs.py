@@ -194,15 +194,21 @@ def test_a_run_completes_although_a_tenth_of_the_requests_fail(
 
 
 @pytest.mark.slow
-def test_with_the_memory_cache_each_byte_is_read_once(gcs, bucket, command, ended):
-    before = len(gcs.requests(bucket))
-    ended(command("cached", "--cache=memory"))  # Of eight epochs.
-    read = collections.Counter()
+@pytest.mark.parametrize(("cache", "times"), [("memory", 1), ("none", 6)])
+def test_each_byte_is_read_once_or_once_in_each_epoch(
+    cache, times, gcs, bucket, command, ended
+):
+    before, flags = len(gcs.requests(bucket)), [f"--cache={cache}"]
+    if cache == "none":  # Validation is read again whenever it is looked at.
+        flags += ["--val_split=test", "--test_split=none"]
+    ended(command(f"cache-{cache}", *flags))
+    read: collections.Counter = collections.Counter()
     for one in gcs.requests(bucket)[before:]:
         if one["kind"] == "read" and "-train." in one["object"]:
             read[one["object"]] += one["bytes_sent"]
     sizes = {name: len(gcs.get(f"gs://{bucket}/{name}")) for name in read}
-    assert len(read) == 2 and read == sizes
+    assert len(read) == 2
+    assert read == {name: times * size for name, size in sizes.items()}
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ Letters: N examples in a batch, S side of the model's square input, C classes.
 """
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -63,7 +64,13 @@ def examples_of(dataset: Dataset, image_size: int, cache: str) -> dict[str, Exam
 
 
 def train_elements(
-    split: Split, examples: Examples, *, seed: int, window: int, start: int
+    split: Split,
+    examples: Examples,
+    *,
+    seed: int,
+    window: int,
+    start: int,
+    keep: bool = False,
 ) -> Iterator[tuple[int, int, bytes]]:
     """Yields (id, epoch, serialized) for ever, from a position of the order on."""
     lengths = split.shard_lengths
@@ -74,7 +81,7 @@ def train_elements(
         if not examples.cached:
             examples.want(ids)
         for id in ids.tolist():
-            yield id, epoch, examples.serialized(id)
+            yield id, epoch, examples.serialized(id, keep)
 
 
 def eval_elements(
@@ -100,9 +107,11 @@ def train_batches(
     window: int,
     start: int,
     augmentation: dict[str, Any] | None,
+    count: int | None = None,
+    keep: bool = False,
     stop: threading.Event | None = None,
 ) -> tf.data.Dataset:
-    """Returns the endless stream of training batches from a position on.
+    """Returns the stream of training batches from a position on.
 
     Args:
         dataset: The data set.
@@ -113,6 +122,8 @@ def train_batches(
         window: See `order.epoch_order`.
         start: Position in the order: examples that the run has seen.
         augmentation: Keyword arguments of `augment.augment`; nothing when absent.
+        count: How many examples to read; for ever when absent.
+        keep: Whether the next stream is to find the same examples read.
         stop: Ends the stream when set; see `iterator`.
 
     Returns:
@@ -121,9 +132,11 @@ def train_batches(
     """
 
     def elements() -> Iterator[tuple[int, int, bytes]]:
-        return train_elements(
-            dataset.train, examples, seed=seed, window=window, start=start
+        endless = train_elements(
+            *(dataset.train, examples),
+            **dict(seed=seed, window=window, start=start, keep=keep),
         )
+        return itertools.islice(endless, count)
 
     def augmented(
         id: tf.Tensor, epoch: tf.Tensor, image: tf.Tensor, mask: tf.Tensor

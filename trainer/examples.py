@@ -47,8 +47,12 @@ class Examples:
         with self._lock:
             self._wanted[ids] = True
 
-    def serialized(self, id: int) -> bytes:
+    def serialized(self, id: int, keep: bool = False) -> bytes:
         """Returns an example as stored; empty where it is in the cache.
+
+        Args:
+            id: Its id.
+            keep: Whether to hold it back for who asks next.
 
         Raises:
             ValueError: If its file is damaged or ends too early; names the file.
@@ -61,7 +65,7 @@ class Examples:
                 self._wanted[id] = True
                 self._read_next(shard, id)
             record = self._pending[id]
-            if not self.cached:
+            if not (self.cached or keep):
                 self._drop(id)
             return record
 

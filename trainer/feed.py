@@ -13,22 +13,29 @@ from trainer.job import Job
 
 
 def train_batches(
-    job: Job, batch_size: int | None = None, at: int | None = None
+    job: Job, peek: int | None = None
 ) -> Callable[[threading.Event], tf.data.Dataset]:
-    """Returns the stream of batches from a step on, the run's own where none is given."""
-    settings = job.settings
-    step_now = job.state["step"] if at is None else at
+    """Returns the stream of batches from the step the run is at to its end.
+
+    Args:
+        job: The run.
+        peek: Of so many examples, one batch of the first ones, which are not used up.
+    """
+    settings, at = job.settings, job.state["step"]
+    left = (job.total_steps - at) * job.global_batch_size
 
     def batches(stop: threading.Event) -> tf.data.Dataset:
         return data.train_batches(
             job.dataset,
             job.examples["train"],
             image_size=settings.image_size,
-            batch_size=batch_size or job.batch_size,
+            batch_size=peek or job.batch_size,
             seed=settings.seed,
             window=settings.shuffle_window,
-            start=step_now * job.global_batch_size,
+            start=at * job.global_batch_size,
             augmentation=_augmentation(settings),
+            count=peek or left,
+            keep=peek is not None,
             stop=stop,
         )
 

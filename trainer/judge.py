@@ -67,7 +67,7 @@ class Judge:
     def draw_augmented(self) -> str:
         """Writes a picture of the first training examples as the model sees them."""
         job = self._job
-        stream = feed.train_batches(job, batch_size=job.settings.num_pictures, at=0)
+        stream = feed.train_batches(job, peek=job.settings.num_pictures)
         with data.iterator(stream) as batches:
             image, mask = (part.numpy() for part in next(batches))
         names = list(job.dataset.class_names)

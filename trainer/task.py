@@ -25,7 +25,7 @@ REFUSED, FAILED, INTERRUPTED = 2, 1, 130
 # hour for an answer. With no cache of blocks, a file that is read from head to tail
 # costs one request for each block, and no byte twice.
 GCS_DEFAULTS = {
-    "GCS_READ_CACHE_BLOCK_SIZE_MB": "4",
+    "GCS_READ_CACHE_BLOCK_SIZE_MB": "2",
     "GCS_READ_CACHE_MAX_SIZE_MB": "0",
     "GCS_REQUEST_CONNECTION_TIMEOUT_SECS": "30",
     "GCS_REQUEST_IDLE_TIMEOUT_SECS": "30",
