@@ -8,13 +8,9 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
-import tensorflow as tf
-from PIL import Image
-from tensorboard.compat.proto.event_pb2 import Event
 
-from benchmarks import kill
+from tests.runs import assert_same_run
 from trainer import lease
 
 FLAGS = [
@@ -108,45 +104,6 @@ def reference(ended, command, gcs, bucket, fetched):
     if not gcs.names(bucket, "reference/result.json"):
         ended(command("reference"))
     return fetched("reference")
-
-
-def events(job_dir: pathlib.Path) -> collections.Counter:
-    """Returns how often each (tag, step) is among TensorBoard's events."""
-    found: collections.Counter = collections.Counter()
-    for path in (job_dir / "logs").glob("events.out.tfevents.*"):
-        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-            event = Event.FromString(record)
-            found.update((value.tag, event.step) for value in event.summary.value)
-    return found
-
-
-def assert_same_run(reference: pathlib.Path, job_dir: pathlib.Path) -> None:
-    """Fails unless two runs wrote the same, but for what tells of the clock."""
-    assert not kill.same_checkpoints(reference, job_dir)
-    assert not kill.same_rows(reference, job_dir)
-    # The row of a first call has none of these.
-    clock = ("images_per_second", "waiting_for_data")
-    found, expected = (
-        {key: n for key, n in events(run).items() if key[0] not in clock}
-        for run in (job_dir, reference)
-    )
-    assert found == expected and set(found.values()) == {1}
-    names, wanted = (
-        {
-            path.relative_to(run)
-            for path in run.rglob("*")
-            if "tfevents" not in path.name
-        }
-        for run in (job_dir, reference)
-    )
-    assert names == wanted
-    for path in job_dir.rglob("*.png"):
-        if path.name != "curves.png":  # Of the rows, which are compared above.
-            ours, theirs = (
-                np.asarray(Image.open(file))
-                for file in (path, reference / path.relative_to(job_dir))
-            )
-            assert np.array_equal(ours, theirs), path
 
 
 def until(condition, process: subprocess.Popen) -> None:
