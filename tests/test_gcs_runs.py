@@ -151,6 +151,25 @@ def test_a_run_completes_although_a_tenth_of_the_requests_fail(
 
 
 @pytest.mark.slow
+def test_rows_and_events_are_written_when_the_run_saves(
+    gcs, bucket, command, ended, fetched
+):
+    before = len(gcs.requests(bucket))
+    ended(command("writes"))
+    saves = len({3, 5, 6, 9, 10, 12})  # Steps of 12 that are told or evaluated.
+    uploads = collections.Counter(
+        one["object"].removeprefix("writes/").split(".")[0]
+        for one in gcs.requests(bucket)[before:]
+        if one["kind"] == "upload"
+    )
+    # At the beginning and in the end, too.
+    assert saves <= uploads["metrics"] <= saves + 2
+    assert saves <= uploads["logs/events"] <= saves + 3
+    [rows] = {len((fetched("writes") / "metrics.jsonl").read_text().splitlines())}
+    assert rows == 12 + 3
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("cache", "times"), [("memory", 1), ("none", 6)])
 def test_each_byte_is_read_once_or_once_in_each_epoch(
     cache, times, gcs, bucket, command, ended

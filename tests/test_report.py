@@ -37,7 +37,7 @@ def reporter(tmp_path):
         return made[-1]
 
     yield make
-    for one in made:
+    for one in reversed(made):  # Each is the default until it is closed.
         one.close()
 
 

@@ -85,7 +85,7 @@ def save(directory: str, arrays: dict[str, np.ndarray], state: dict[str, Any]) -
     Raises:
         OSError: If the file is not as long as what was written.
     """
-    tf.io.gfile.makedirs(directory)
+    files.make_directory(directory)
     name = f"step-{state['step']:08d}"
     path = os.path.join(directory, f"{name}.npz")
     everything: dict[str, Any] = {**arrays, STATE: np.array(json.dumps(state))}

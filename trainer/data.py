@@ -133,8 +133,12 @@ def train_batches(
 
     def elements() -> Iterator[tuple[int, int, bytes]]:
         endless = train_elements(
-            *(dataset.train, examples),
-            **dict(seed=seed, window=window, start=start, keep=keep),
+            dataset.train,
+            examples,
+            seed=seed,
+            window=window,
+            start=start,
+            keep=keep,
         )
         return itertools.islice(endless, count)
 

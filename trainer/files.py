@@ -14,6 +14,12 @@ def remote(path: str) -> bool:
     return "://" in path
 
 
+def make_directory(path: str) -> None:
+    """Makes a directory and those above it; a store of objects needs none."""
+    if not remote(path):
+        tf.io.gfile.makedirs(path)
+
+
 def write(path: str, data: bytes | str) -> None:
     """Writes a file whole."""
     if remote(path):

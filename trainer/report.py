@@ -93,7 +93,8 @@ class Reporter:
         suffix = f".{hashlib.sha256(job_dir.encode()).hexdigest()[:8]}.v2"
         trim_events(log_dir, suffix, up_to_step=step, again=again)
         self._log_dir, self._suffix = log_dir, suffix
-        self._events, self._event_bytes = self._new_events(), 0
+        self._writing = contextlib.ExitStack()
+        self._begin_events()
         self._tuner.tell_all(evaluations)
         # tqdm draws a bar; where there is no terminal, lines are logged instead.
         self._bar = tqdm(
@@ -137,13 +138,13 @@ class Reporter:
     def picture(self, name: str, picture: np.ndarray, step: int) -> str:
         """Writes pictures/<name>.png and shows it in TensorBoard; returns its path."""
         path = picture_path(self._job_dir, name)
-        tf.io.gfile.makedirs(os.path.dirname(path))
+        files.make_directory(os.path.dirname(path))
         pictures.write_png(path, picture)
         tag = "predictions" if name.startswith("step-") else name
         tag = BEST_TAG if name == "predictions" else tag
-        with self._events.as_default():
-            tf.summary.image(tag, picture[np.newaxis], step=step)
+        tf.summary.image(tag, picture[np.newaxis], step=step)
         self._event_bytes += picture.nbytes // PNG_RATIO
+        self._show_events()
         return path
 
     def flush(self) -> Callable[[], None]:
@@ -154,7 +155,7 @@ class Reporter:
         lines, events = "".join(self._lines), self._events
         full = files.remote(self._log_dir) and self._event_bytes > EVENT_FILE_BYTES
         if full:
-            self._events, self._event_bytes = self._new_events(), 0
+            self._begin_events()
 
         def work() -> None:
             self._fence()
@@ -170,20 +171,30 @@ class Reporter:
         try:
             self.flush()()
         finally:
+            self._writing.close()
             self._events.close()
 
-    def _new_events(self) -> tf.summary.SummaryWriter:
-        """Returns a writer of an event file of its own.
+    def _begin_events(self) -> None:
+        """Begins an event file, and ends the one before.
 
         On a store of objects, TensorFlow writes the whole file again whenever it
         flushes: there it does so when it is told to, and no file grows large.
         """
+        self._writing.close()
         told_only = dict(max_queue=2**31 - 1, flush_millis=2**31 - 1)
-        return tf.summary.create_file_writer(
+        self._events = tf.summary.create_file_writer(
             self._log_dir,
             filename_suffix=self._suffix,
             **(told_only if files.remote(self._log_dir) else {}),
         )
+        self._event_bytes = 0
+        # Entered once for all: leaving it flushes.
+        self._writing.enter_context(self._events.as_default())
+
+    def _show_events(self) -> None:
+        """Lets TensorBoard see the events while the run goes on, where that is cheap."""
+        if not files.remote(self._log_dir):
+            self._events.flush()
 
     def _record(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -191,11 +202,11 @@ class Reporter:
         if not files.remote(self._path):
             with tf.io.gfile.GFile(self._path, "a") as file:
                 file.write(self._lines[-1])
-        with self._events.as_default():
-            for name, value in row.items():
-                if isinstance(value, int | float) and name != "step":
-                    tf.summary.scalar(name, value, step=row["step"])
-                    self._event_bytes += SCALAR_BYTES
+        for name, value in row.items():
+            if isinstance(value, int | float) and name != "step":
+                tf.summary.scalar(name, value, step=row["step"])
+                self._event_bytes += SCALAR_BYTES
+        self._show_events()
 
 
 class Tuner:
@@ -282,7 +293,7 @@ def write_config(job_dir: str, settings: dict[str, Any], **about: Any) -> None:
     }
     path = os.path.join(job_dir, "config.json")
     try:
-        tf.io.gfile.makedirs(job_dir)
+        files.make_directory(job_dir)
         # A run that is done is left as it is.
         if files.read_json(path) != json.loads(json.dumps(config)):
             files.write_json(path, config)
