@@ -20,7 +20,7 @@ import sys
 import tempfile
 
 from benchmarks import machine
-from tests.gcs import server
+from tests.gcs import programs, server
 
 BUCKET = "benchmark"
 # What both sides are given.
@@ -94,6 +94,8 @@ def main() -> None:
     add("--bandwidth_mb", type=float, default=100.0, help="MB/s of each connection")
     add("job_flags", nargs="*", help="after --: more flags for both sides")
     args = parser.parse_args()
+    if reason := programs.missing():
+        sys.exit(reason)
     folder = pathlib.Path(args.data_dir).resolve()
     files = sorted(folder.rglob("*-train.tfrecord*"))
     split_bytes = sum(file.stat().st_size for file in files)

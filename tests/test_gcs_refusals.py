@@ -110,7 +110,9 @@ def test_no_network(line, monkeypatch):
 
 
 def test_a_job_dir_with_files_of_another_program(gcs, gcs_bucket, line, places):
-    gcs.put(f"{places['job_dir']}/thesis.tex", b"1")
+    left_by_a_kill = ("lease.json", "lease.json.0123", ".may-we-0123", "thesis.tex")
+    for name in left_by_a_kill:
+        gcs.put(f"{places['job_dir']}/{name}", b"1")
     assert "with thesis.tex in it; give another --job_dir" in line()
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import losses, step
+from trainer import checkpoint, losses, step
 
 SIZE, CLASSES, RATE = 4, 3, 0.5
 
@@ -281,3 +281,30 @@ def test_the_loss_is_that_of_the_losses_module():
     sums, pixels = losses.cross_entropy(logits, tf.constant(mask[0]))
     expected = float(tf.reduce_sum(sums) / tf.reduce_sum(pixels))
     assert taken(1, image, mask)[0][0] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "jit_compile"), [(1, False), (1, True), (2, False)]
+)
+def test_values_taken_for_a_save_stay_while_the_run_goes_on(replicas, jit_compile):
+    strategy = strategy_of(replicas)
+    image, mask = drawn(steps=3)
+    with strategy.scope():
+        inputs = keras.Input((SIZE, SIZE, 3))
+        x = keras.layers.Conv2D(4, 3, padding="same")(inputs)
+        x = keras.layers.BatchNormalization()(x)
+        model = keras.Model(inputs, keras.layers.Dense(CLASSES)(x))
+        optimizer = keras.optimizers.Adam(RATE)
+        optimizer.build(model.trainable_variables)
+    named = checkpoint.named_variables(model, optimizer)
+    run = step.make_train_steps(strategy, model, optimizer, jit_compile=jit_compile)
+    turns = batches(strategy, image, mask)
+    run(turns, 1)
+    taken = checkpoint.values(named)
+    copied = {name: array.copy() for name, array in taken.items()}
+    run(turns, 2)
+    after = checkpoint.values(named)
+    for name, array in taken.items():
+        np.testing.assert_array_equal(array, copied[name], name)
+    unchanged = [name for name in taken if (after[name] == copied[name]).all()]
+    assert [name.split("/")[-1] for name in unchanged] == ["learning_rate"]

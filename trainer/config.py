@@ -113,7 +113,7 @@ class Config:
     checkpoint_every_seconds: float = setting("Output", 600.0, "Seconds between checkpoints at the most.", low=0)
     keep_checkpoints: int = setting("Output", 2, "Newest checkpoints to keep, beside the best.", low=2)
     log_every_steps: int = setting("Output", 10, "Steps between rows of metrics.jsonl and of TensorBoard.", low=1)
-    lease_seconds: float = setting("Output", 60.0, "Seconds without a sign of life after which another run may take over a job_dir on gs://.", low=1)
+    lease_seconds: float = setting("Output", 120.0, "Seconds without a sign of life after which another run may take over a job_dir on gs://.", low=1)
     num_pictures: int = setting("Output", 4, "Examples in each picture of predictions.", low=1, high=64)
 
     strategy: str = setting("Devices", "auto", "Where the replicas live; auto takes all GPUs, else one CPU.", choices=("auto", "one_device", "mirrored"))

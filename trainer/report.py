@@ -31,8 +31,10 @@ from tqdm import tqdm
 from trainer import files, pictures
 
 PROGRAM = "segtrainer"
-# May be in job_dir before its config.json is: Vertex AI may have made them.
+# May be in job_dir before its config.json is: Vertex AI may have made them, or a run that
+# was killed before its first step; its probes of a bucket begin so.
 OURS = {"checkpoints", "logs", "model", "config.json.tmp", "lease.json"}
+PROBES = (".may-we-", "lease.json.")
 PLAIN_LINE_SECONDS = 10.0  # Between progress lines where there is no terminal.
 # On a store of objects, events begin a new file beyond this: all of a file is written
 # again at each save.
@@ -247,7 +249,7 @@ def check_job_dir(job_dir: str) -> None:
     if not tf.io.gfile.isdir(job_dir):
         raise ValueError(f"job_dir must be a directory, got the file {job_dir}")
     listed = tf.io.gfile.listdir(job_dir)
-    found = {name.rstrip("/") for name in listed}
+    found = {n.rstrip("/") for n in listed if not n.startswith(PROBES)}
     program = files.read_json(os.path.join(job_dir, "config.json")).get("program")
     if program != PROGRAM and (others := sorted(found - OURS)):
         raise ValueError(
