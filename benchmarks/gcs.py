@@ -56,15 +56,23 @@ def run(
     return {"command": command}
 
 
-def figures(result: dict) -> dict:
-    """Returns of a result.json what is compared."""
+def figures(result: dict, rows: list[dict]) -> dict:
+    """Returns of a result.json and of the rows of a metrics.jsonl what is compared."""
     seconds = result["train_seconds"]
+    steady = [row for row in rows if row["kind"] == "train"][1:]
     return {
-        "images_per_second": result["train_images_per_second"],
+        "images_per_second": statistics.median(r["images_per_second"] for r in steady),
+        "waiting_for_data": statistics.fmean(r["waiting_for_data"] for r in steady),
+        "images_per_second_over_all": result["train_images_per_second"],
         "train_seconds": seconds,
         "share_stood_still_for_saves": result["save_wait_seconds"] / seconds,
         "seconds_to_first_step": result["seconds_to_first_step"],
     }
+
+
+def parsed(result: bytes, rows: bytes) -> tuple[dict, list[dict]]:
+    """Returns what the two files hold."""
+    return json.loads(result), [json.loads(line) for line in rows.splitlines()]
 
 
 def counted(requests: list[dict], split_bytes: int, epochs: float) -> dict:
@@ -114,22 +122,20 @@ def main() -> None:
             print(f"{repeat}/{args.repeats} disk ...", flush=True)
             job_dir = scratch / f"run-{repeat}"
             local = run(str(folder), str(job_dir), scratch, {}, flags)
-            result = json.loads((job_dir / "result.json").read_text(encoding="utf-8"))
-            disk = figures(result)
+            told = [job_dir / name for name in ("result.json", "metrics.jsonl")]
+            disk = figures(*parsed(*(file.read_bytes() for file in told)))
             print(f"{repeat}/{args.repeats} bucket ...", flush=True)
             before, prefix = len(gcs.requests()), f"run-{repeat}"
             places = (f"gs://{BUCKET}/data", f"gs://{BUCKET}/{prefix}")
             remote = run(*places, scratch, gcs.environment, flags)
             written = gcs.objects(BUCKET, prefix)
-            result = json.loads(written[f"{prefix}/result.json"])
+            told = [
+                written[f"{prefix}/{name}"] for name in ("result.json", "metrics.jsonl")
+            ]
             requests = gcs.requests()[before:]
-            pairs.append(
-                {
-                    "disk": disk,
-                    "bucket": figures(result)
-                    | counted(requests, split_bytes, args.epochs),
-                }
-            )
+            bucket = figures(*parsed(*told))
+            bucket |= counted(requests, split_bytes, args.epochs)
+            pairs.append({"disk": disk, "bucket": bucket})
         names = {str(folder): "DIR", str(job_dir): "JOB_DIR"}
         shown = {
             "disk": machine.shown(local["command"], names),
@@ -155,6 +161,13 @@ def main() -> None:
     path = machine.RESULTS / "gcs.json"
     path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     print(f"images/s, bucket over disk: {ratio:.3f}")
+    waits = {
+        side: statistics.median(p[side]["waiting_for_data"] for p in pairs)
+        for side in ("disk", "bucket")
+    }
+    print(
+        f"waited for data: {waits['disk']:.2%} on the disk, {waits['bucket']:.2%} in the bucket"
+    )
     print(f"stood still for saves: {still:.2%} of training")
     print(f"bytes of the train files read in an epoch, over their size: {read:.3f}")
     kinds = pairs[-1]["bucket"]["requests_per_epoch"]
