@@ -23,6 +23,7 @@ from benchmarks import machine
 from tests.gcs import programs, server
 
 BUCKET = "benchmark"
+TOLD = ("result.json", "metrics.jsonl")
 # What both sides are given.
 FLAGS = [
     "--cache=none",
@@ -56,8 +57,10 @@ def run(
     return {"command": command}
 
 
-def figures(result: dict, rows: list[dict]) -> dict:
-    """Returns of a result.json and of the rows of a metrics.jsonl what is compared."""
+def figures(result_json: bytes, metrics_jsonl: bytes) -> dict:
+    """Returns of what a run wrote what is compared."""
+    result = json.loads(result_json)
+    rows = [json.loads(line) for line in metrics_jsonl.splitlines()]
     seconds = result["train_seconds"]
     steady = [row for row in rows if row["kind"] == "train"][1:]
     return {
@@ -68,11 +71,6 @@ def figures(result: dict, rows: list[dict]) -> dict:
         "share_stood_still_for_saves": result["save_wait_seconds"] / seconds,
         "seconds_to_first_step": result["seconds_to_first_step"],
     }
-
-
-def parsed(result: bytes, rows: bytes) -> tuple[dict, list[dict]]:
-    """Returns what the two files hold."""
-    return json.loads(result), [json.loads(line) for line in rows.splitlines()]
 
 
 def counted(requests: list[dict], split_bytes: int, epochs: float) -> dict:
@@ -122,18 +120,14 @@ def main() -> None:
             print(f"{repeat}/{args.repeats} disk ...", flush=True)
             job_dir = scratch / f"run-{repeat}"
             local = run(str(folder), str(job_dir), scratch, {}, flags)
-            told = [job_dir / name for name in ("result.json", "metrics.jsonl")]
-            disk = figures(*parsed(*(file.read_bytes() for file in told)))
+            disk = figures(*((job_dir / name).read_bytes() for name in TOLD))
             print(f"{repeat}/{args.repeats} bucket ...", flush=True)
             before, prefix = len(gcs.requests()), f"run-{repeat}"
             places = (f"gs://{BUCKET}/data", f"gs://{BUCKET}/{prefix}")
             remote = run(*places, scratch, gcs.environment, flags)
             written = gcs.objects(BUCKET, prefix)
-            told = [
-                written[f"{prefix}/{name}"] for name in ("result.json", "metrics.jsonl")
-            ]
             requests = gcs.requests()[before:]
-            bucket = figures(*parsed(*told))
+            bucket = figures(*(written[f"{prefix}/{name}"] for name in TOLD))
             bucket |= counted(requests, split_bytes, args.epochs)
             pairs.append({"disk": disk, "bucket": bucket})
         names = {str(folder): "DIR", str(job_dir): "JOB_DIR"}
