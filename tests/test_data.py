@@ -383,6 +383,23 @@ def test_a_bad_training_example_stops_the_stream_and_is_named(
     assert where in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+def test_no_stream_is_tuned_by_a_thread_that_its_deletion_waits_for(pets, monkeypatch):
+    opened = open_pets(pets(8, shards=2))
+    examples = data.examples_of(opened, SIZE, "none")["train"]
+    order = dict(image_size=SIZE, seed=3, window=1000, start=0, augmentation=ALL)
+    streams = [
+        data.train_batches(opened, examples, batch_size=2, **order),
+        data.eval_batches(opened, opened.val, examples, image_size=SIZE, batch_size=2),
+    ]
+    read = tf.data.Dataset.as_numpy_iterator
+    monkeypatch.setattr(
+        tf.data.Dataset, "as_numpy_iterator", lambda ds: streams.append(ds) or read(ds)
+    )
+    examples.serialized(0)
+    assert len(streams) == 3
+    assert [ds.options().autotune.enabled for ds in streams] == [False] * 3
+
+
 @pytest.mark.parametrize("cache", ["memory", "none"])
 def test_a_look_ahead_ends_and_changes_nothing(pets, cache):
     opened = open_pets(pets(8, shards=2))

@@ -5,6 +5,7 @@ Letters: N examples in a batch, S side of the model's square input, C classes.
 
 import contextlib
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,9 +16,10 @@ import tensorflow as tf
 
 from trainer import augment, order
 from trainer.dataset import Dataset, Split
-from trainer.examples import Examples
+from trainer.examples import Examples, untuned
 
 IGNORED = 255  # Class id of pixels that count nowhere.
+CORES = os.cpu_count() or 1
 CACHE_SHARE = 0.25  # Of the memory that is free, what --cache=auto may take.
 # What reading a damaged file or example ends in.
 ERRORS = (
@@ -151,9 +153,9 @@ def train_batches(
         return augment.augment(image, mask, example_seed, **augmentation)
 
     ds = _decoded(dataset, examples, elements, image_size, stop)
-    ds = ds.map(augmented, num_parallel_calls=tf.data.AUTOTUNE)
+    ds = ds.map(augmented, num_parallel_calls=CORES)
     ds = ds.batch(batch_size, drop_remainder=True)
-    return ds.prefetch(2)
+    return untuned(ds.prefetch(2))
 
 
 def eval_batches(
@@ -181,9 +183,9 @@ def eval_batches(
         return image, tf.where(epoch == PADDING, tf.constant(IGNORED, mask.dtype), mask)
 
     ds = _decoded(dataset, examples, elements, image_size, stop)
-    ds = ds.map(ignored, num_parallel_calls=tf.data.AUTOTUNE)
+    ds = ds.map(ignored, num_parallel_calls=CORES)
     ds = ds.batch(batch_size, drop_remainder=True)
-    return ds.prefetch(2)
+    return untuned(ds.prefetch(2))
 
 
 @contextlib.contextmanager
@@ -204,7 +206,11 @@ def iterator(
     if strategy is None:
         turns = iter(batches(stop))
     else:
-        dealt = strategy.distribute_datasets_from_function(lambda _: batches(stop))
+        # Fetched to the devices ahead, they would come through a tuned stream again.
+        options = tf.distribute.InputOptions(experimental_fetch_to_device=False)
+        dealt = strategy.distribute_datasets_from_function(
+            lambda _: batches(stop), options
+        )
         turns = iter(dealt)
     try:
         yield turns
@@ -277,7 +283,7 @@ def _decoded(
             tf.TensorSpec((), tf.string),
         ),
     )
-    return ds.map(load, num_parallel_calls=tf.data.AUTOTUNE)
+    return ds.map(load, num_parallel_calls=CORES)
 
 
 def decode(

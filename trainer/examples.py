@@ -12,6 +12,17 @@ import tensorflow as tf
 READ_AHEAD = 16  # Serialized examples that each open file reads before it is asked.
 
 
+def untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Returns a stream without the thread that tunes it while it is read.
+
+    That one sleeps for up to a minute between its looks, and who deletes the stream
+    waits for it to wake, with Python's lock in hand: the whole program stood still.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
+
+
 class Examples:
     """The examples of a list of TFRecord files.
 
@@ -96,7 +107,7 @@ class Examples:
         records, next_id = self._open.pop(shard, (None, self._last[shard]))
         if records is None or next_id > id:
             dataset = tf.data.TFRecordDataset(self.files[shard]).prefetch(READ_AHEAD)
-            records, next_id = dataset.as_numpy_iterator(), self._first[shard]
+            records, next_id = untuned(dataset).as_numpy_iterator(), self._first[shard]
         try:
             record = next(records)
         except StopIteration:
