@@ -59,6 +59,15 @@ def test_a_bucket_that_is_not_there(setting, line):
     )
 
 
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [("gs:///a", "it names none"), ("gs://_A!/a", "Bucket names must start and end")],
+)
+def test_what_is_no_bucket(path, says, line):
+    said = f"job_dir must be in a bucket that we may use, got {path}: {says}"
+    assert line(job_dir=path).startswith(said)
+
+
 @pytest.mark.parametrize("where", ["", "jobs/", "!data/"])
 @pytest.mark.parametrize("right", ["get", "list", "create", "delete"])
 def test_each_permission_for_the_job_dir(right, where, gcs, line, places):

@@ -218,7 +218,7 @@ def test_try_gcs_reads_the_public_bucket_without_credentials(
     ("fault", "says"),
     [
         ({"denied": {"storage.objects.create": ""}}, "does not have storage.objects."),
-        ({"drop_from": 1}, ""),
+        ({"drop_from": 1}, "retry attempts failed"),
     ],
 )
 def test_a_run_that_can_save_no_more_says_so_and_goes_on_later(
@@ -232,8 +232,30 @@ def test_a_run_that_can_save_no_more_says_so_and_goes_on_later(
     _, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 1 and "Traceback" not in err, err
     last = err.splitlines()[-1]
-    print(last)
     assert last.startswith("segtrainer: ") and says in last and "{" not in last
     gcs.set_faults()
     ended(command(name))
     assert_same_run(reference, fetched(name))
+
+
+@pytest.mark.slow
+def test_a_run_whose_lease_another_took_stops_and_writes_no_more(
+    gcs, bucket, command, started
+):
+    other = json.dumps({"id": "b", "job_id": "job-2", "host": "worker-1"}).encode()
+    often = ["--checkpoint_every_steps=1000", "--eval_every_steps=1000"]
+    process = started(
+        command("lost", "--lease_seconds=4", "--total_steps=5000", *often)
+    )
+    until(lambda: "lost/pictures/step-00000000.png" in gcs.names(bucket), process)
+    gcs.put(f"gs://{bucket}/lost/{lease.NAME}", other)
+    before = gcs.objects(bucket, "lost/")
+    _, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1 and "Traceback" not in err, err
+    assert "which job-2 on worker-1 writes to" in err.splitlines()[-1]
+    kept = {
+        name: content
+        for name, content in gcs.objects(bucket, "lost/").items()
+        if "tfevents" not in name  # Its own file, that no other run writes.
+    }
+    assert kept == {name: before[name] for name in kept}

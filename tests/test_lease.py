@@ -1,6 +1,8 @@
 """Two runs on one job_dir: one of them writes, the other is told who does."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -106,3 +108,19 @@ def test_without_a_job_a_dead_process_of_this_host_is_the_same_run():
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         pass
     assert lease.same_run(ours, {**ours, "pid": process.pid})
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EIO])
+def test_where_files_cannot_be_locked_the_run_goes_on_without(
+    number, tmp_path, monkeypatch, caplog
+):
+    def flock(*_) -> None:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    if number == errno.EIO:
+        assert refused(tmp_path).startswith("job_dir must be a place to write to")
+        return
+    with lease.hold(str(tmp_path), lease.this_process(None)) as check:
+        check()
+        assert not (tmp_path / lease.NAME).exists()

@@ -61,6 +61,12 @@ def test_it_is_there_while_it_is_held_and_nothing_is_left_of_it(
     assert gcs.names(gcs_bucket) == []
 
 
+@pytest.mark.parametrize("name", ["a#1", "a?b=c", "a b/ü"])
+def test_it_is_in_the_very_directory(gcs, gcs_bucket, gcs_here, name):
+    with lease_gcs.hold(f"gs://{gcs_bucket}/{name}/", owner(), 60):
+        assert gcs.names(gcs_bucket) == [f"{name}/lease.json"]
+
+
 def test_it_is_renewed(gcs, gcs_bucket, directory):
     with lease_gcs.hold(directory, owner(), 1) as check:
         time.sleep(3)

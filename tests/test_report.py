@@ -340,3 +340,38 @@ def test_without_a_terminal_a_line_comes_every_ten_seconds(
         "[3] of 100: loss=0.5000, 16 images/s, 48 s left",
         "[5] of 100: loss=0.5000, 16 images/s, 48 s left",
     ]
+
+
+@pytest.mark.parametrize("stopped_by", [FloatingPointError, KeyboardInterrupt])
+def test_what_stopped_a_run_is_not_hidden_by_rows_that_cannot_be_written(
+    reporter, stopped_by, monkeypatch
+):
+    one = reporter()
+
+    def close() -> None:
+        monkeypatch.undo()
+        raise OSError("no room")
+
+    monkeypatch.setattr(one, "close", close)
+    with pytest.raises(stopped_by), one:
+        raise stopped_by
+    monkeypatch.setattr(one, "close", close)
+    with pytest.raises(OSError, match="no room"), one:
+        pass
+
+
+def test_a_run_that_lost_its_lease_writes_no_rows_over_anothers(tmp_path):
+    def lost() -> None:
+        raise OSError("the lease is lost")
+
+    theirs = tmp_path / "metrics.jsonl"
+    theirs.write_text('{"kind": "train", "step": 7}\n')
+    places = dict(job_dir=str(tmp_path), log_dir=str(tmp_path / "logs"))
+    with pytest.raises(OSError, match="lost"):
+        report.Reporter(
+            **places,
+            **dict(step=0, total_steps=9, global_batch_size=8, hp_metric=None),
+            evaluations=[],
+            fence=lost,
+        )
+    assert theirs.read_text() == '{"kind": "train", "step": 7}\n'

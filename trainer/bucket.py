@@ -34,6 +34,8 @@ def check(setting: str, directory: str, permissions: tuple[str, ...]) -> None:
     """
     rule = f"{setting} must be in a bucket that we may use, got {directory}"
     bucket, without = directory.removeprefix("gs://").split("/")[0], ""
+    if not bucket:
+        raise ValueError(f"{rule}: it names none; give gs://BUCKET/PATH")
     try:
         asked = client()
     except google.auth.exceptions.DefaultCredentialsError as error:
@@ -60,6 +62,8 @@ def check(setting: str, directory: str, permissions: tuple[str, ...]) -> None:
             f"{rule}: no answer from Google Cloud Storage in {SECONDS:.0f} seconds; is "
             "there a network?"
         ) from None
+    except (ValueError, exceptions.BadRequest) as error:
+        raise ValueError(f"{rule}: {str(error).splitlines()[0]}") from None
     except exceptions.Forbidden:
         pass  # Who may not ask may still have the rights.
     if missing := _missing(directory, permissions):

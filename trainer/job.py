@@ -212,7 +212,12 @@ def check_places(settings: config.Config, directories: config.Directories) -> No
         "checkpoint_dir": directories.checkpoints,
         "log_dir": directories.logs,
     }
-    asked = {"data_dir": _data_dir(settings) or "", **written}
+    read = {
+        "data_dir": _data_dir(settings) or "",
+        "init_from": settings.init_from or "",
+        "encoder_weights": settings.encoder_weights,
+    }
+    asked = {**read, **written}
     for setting, directory in asked.items():
         within = directory.startswith(f"{directories.job.rstrip('/')}/")
         if not directory.startswith("gs://") or within and setting in written:

@@ -7,6 +7,7 @@ process dies.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -15,8 +16,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
+from absl import logging
 
 NAME = "lease.json"
+# Of some network file systems.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def this_process(job_id: str | None) -> dict[str, Any]:
@@ -71,8 +75,9 @@ def hold(directory: str, owner: dict[str, Any]) -> Iterator[Callable[[], None]]:
         try:
             made += _make_directories(directory)
             file = _locked(directory)
-            os.ftruncate(file, 0)
-            os.write(file, json.dumps(owner).encode())
+            if file is not None:
+                os.ftruncate(file, 0)
+                os.write(file, json.dumps(owner).encode())
         except OSError as error:
             raise ValueError(
                 f"job_dir must be a place to write to, got {directory}: {error.strerror}"
@@ -80,25 +85,38 @@ def hold(directory: str, owner: dict[str, Any]) -> Iterator[Callable[[], None]]:
         try:
             yield lambda: None
         finally:
-            with contextlib.suppress(FileNotFoundError):  # Removed with the job_dir.
-                os.remove(os.path.join(directory, NAME))
-            os.close(file)
+            if file is not None:
+                with contextlib.suppress(
+                    FileNotFoundError
+                ):  # Removed with the job_dir.
+                    os.remove(os.path.join(directory, NAME))
+                os.close(file)
     finally:
         for name in reversed(made):
             with contextlib.suppress(OSError):  # It is in use now.
                 os.rmdir(name)
 
 
-def _locked(directory: str) -> int:
-    """Returns the file of the lease, open and locked."""
+def _locked(directory: str) -> int | None:
+    """Returns the file of the lease, open and locked; none where there are no locks."""
     path = os.path.join(directory, NAME)
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             with open(file, encoding="utf-8") as held:
                 raise refusal(directory, parsed(held.read())) from None
+        except OSError as error:
+            os.close(file)
+            if error.errno not in NO_LOCKS:
+                raise
+            os.remove(path)
+            logging.warning(
+                "%s is on a file system without locks (%s): nothing keeps another run out",
+                *(directory, error.strerror),
+            )
+            return None
         # Who held it before may have removed the file that we locked.
         if os.path.exists(path) and os.path.samestat(os.fstat(file), os.stat(path)):
             return file

@@ -11,7 +11,6 @@ import contextlib
 import json
 import threading
 import time
-import urllib.parse
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -62,10 +61,10 @@ class _Lease:
 
     def __init__(self, directory: str, owner: dict[str, Any], seconds: float) -> None:
         self._directory, self._owner, self._seconds = directory, owner, seconds
-        parts = urllib.parse.urlsplit(directory)
-        self._bucket = bucket.client().bucket(parts.netloc)
-        self._name = f"{parts.path.strip('/')}/{lease.NAME}".lstrip("/")
-        self._generation, self._asked, self._renewed = 0, 0.0, 0.0
+        name, _, path = directory.removeprefix("gs://").partition("/")
+        self._bucket = bucket.client().bucket(name)
+        self._name = f"{path.rstrip('/')}/{lease.NAME}".lstrip("/")
+        self._generation, self._renewed = 0, 0.0
         self._taken_by: dict[str, Any] | None = None
         self._failed: OSError | None = None
 
@@ -85,10 +84,8 @@ class _Lease:
         refuse_at, told = time.monotonic() + self._seconds + POLL_SECONDS, False
         while not self._write(0):
             generation, holder = self._read()
-            if self._is_ours(generation, holder):
-                return
-            ours_before = generation and lease.same_run(self._owner, holder)
-            if ours_before or self._age() >= self._seconds:
+            ours = self._is_ours(holder) or lease.same_run(self._owner, holder)
+            if (generation and ours) or self._age() >= self._seconds:
                 if self._write(generation):
                     return
             elif time.monotonic() >= refuse_at:
@@ -105,9 +102,9 @@ class _Lease:
         """Renews until the event is set, or another has taken it."""
         while not ended.wait(self._seconds / RENEWALS):
             try:
-                if not self._write(self._generation):
-                    generation, holder = self._read()
-                    if not self._is_ours(generation, holder):
+                while not self._write(self._generation):
+                    self._generation, holder = self._read()
+                    if not self._is_ours(holder):
                         self._taken_by = holder
                         return
             except OSError as error:
@@ -116,21 +113,22 @@ class _Lease:
     def give_back(self) -> None:
         """Removes the object if it is still ours; if that fails, it expires."""
         with contextlib.suppress(OSError), _as_os_errors():
-            if self._is_ours(*self._read()):
+            generation, holder = self._read()
+            if self._is_ours(holder):
                 self._bucket.blob(self._name).delete(
-                    if_generation_match=self._generation, **IN_TIME
+                    if_generation_match=generation, **IN_TIME
                 )
 
-    def _is_ours(self, generation: int, holder: dict[str, Any]) -> bool:
-        """Returns whether a write of ours succeeded although its answer was lost."""
-        if holder.get("id") != self._owner["id"]:
-            return False
-        self._generation, self._renewed = generation, self._asked
-        return True
+    def _is_ours(self, holder: dict[str, Any]) -> bool:
+        """Returns whether a write of ours succeeded although its answer was lost.
+
+        When it did is not known, so that it renews nothing.
+        """
+        return holder.get("id") == self._owner["id"]
 
     def _write(self, generation: int) -> bool:
         """Writes it over a generation, 0 for none; returns whether it was that one."""
-        blob, self._asked = self._bucket.blob(self._name), time.monotonic()
+        blob, asked = self._bucket.blob(self._name), time.monotonic()
         with _as_os_errors():
             try:
                 blob.upload_from_string(
@@ -141,7 +139,7 @@ class _Lease:
                 )
             except exceptions.PreconditionFailed:
                 return False
-        self._generation, self._renewed = blob.generation, self._asked
+        self._generation, self._renewed = blob.generation, asked
         return True
 
     def _read(self) -> tuple[int, dict[str, Any]]:

@@ -20,7 +20,8 @@ import sys
 import time
 from collections.abc import Callable
 from importlib import metadata
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import tensorflow as tf
@@ -84,6 +85,7 @@ class Reporter:
             # One after the last checkpoint, of its step: it is made again.
             if row["kind"] != "eval" or row["step"] in done
         ]
+        fence()
         self._path = os.path.join(job_dir, "metrics.jsonl")
         self._lines = [json.dumps(row) + "\n" for row in self.rows]
         files.write(self._path, "".join(self._lines))
@@ -139,6 +141,7 @@ class Reporter:
 
     def picture(self, name: str, picture: np.ndarray, step: int) -> str:
         """Writes pictures/<name>.png and shows it in TensorBoard; returns its path."""
+        self._fence()
         path = picture_path(self._job_dir, name)
         files.make_directory(os.path.dirname(path))
         pictures.write_png(path, picture)
@@ -166,6 +169,24 @@ class Reporter:
             events.close() if full else events.flush()
 
         return work
+
+    def __enter__(self) -> Self:
+        """Returns itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Ends it; an error of that never hides what stopped the run."""
+        try:
+            self.close()
+        except (OSError, tf.errors.OpError) as failed:
+            if error is None:
+                raise
+            logging.warning("The last rows may be missing: %s", failed)
 
     def close(self) -> None:
         """Ends the bar and the events."""
@@ -397,10 +418,13 @@ def trim_events(
         except tf.errors.DataLossError:
             trimmed = True
         if trimmed:
-            with tf.io.TFRecordWriter(f"{path}.tmp") as writer:
+            # An object appears whole; a file does when it is renamed.
+            whole = path if files.remote(path) else f"{path}.tmp"
+            with tf.io.TFRecordWriter(whole) as writer:
                 for record in kept:
                     writer.write(record)
-            tf.io.gfile.rename(f"{path}.tmp", path, overwrite=True)
+            if whole != path:
+                tf.io.gfile.rename(whole, path, overwrite=True)
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,6 @@ while not told to stop:
 test the best, result.json
 """
 
-import contextlib
 import copy
 import math
 import resource
@@ -66,7 +65,7 @@ def train_and_evaluate(job: Job, process_start: float) -> dict[str, Any]:
         evaluations=job.state["evaluations"],
         fence=job.fence,
     )
-    with contextlib.closing(reporter), Saver() as saver:
+    with reporter, Saver() as saver:
         judge = Judge(job, reporter)
         if job.state["step"] == 0:
             judge.draw_augmented()
