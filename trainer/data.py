@@ -203,14 +203,10 @@ def iterator(
         strategy: Whose replicas get a batch each at every turn.
     """
     stop = threading.Event()
-    if strategy is None:
+    if strategy is None or strategy.num_replicas_in_sync == 1:
         turns = iter(batches(stop))
     else:
-        # Fetched to the devices ahead, they would come through a tuned stream again.
-        options = tf.distribute.InputOptions(experimental_fetch_to_device=False)
-        dealt = strategy.distribute_datasets_from_function(
-            lambda _: batches(stop), options
-        )
+        dealt = strategy.distribute_datasets_from_function(lambda _: batches(stop))
         turns = iter(dealt)
     try:
         yield turns
