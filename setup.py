@@ -68,7 +68,7 @@ setup(
     package_data={"trainer": ["assets/**/*"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["segtrainer-train = trainer.task:main"]},
+    entry_points={"console_scripts": ["segtrainer-train = trainer.task:command"]},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Developers",

@@ -14,10 +14,10 @@ from benchmarks import kill
 CLOCK = ("images_per_second", "waiting_for_data")
 
 
-def events(job_dir: pathlib.Path) -> collections.Counter:
+def events(log_dir: pathlib.Path) -> collections.Counter:
     """Returns how often each (tag, step) is among TensorBoard's events."""
     found: collections.Counter = collections.Counter()
-    for path in (job_dir / "logs").glob("events.out.tfevents.*"):
+    for path in log_dir.glob("events.out.tfevents.*"):
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
             event = Event.FromString(record)
             found.update((value.tag, event.step) for value in event.summary.value)
@@ -29,7 +29,7 @@ def assert_same_run(reference: pathlib.Path, job_dir: pathlib.Path) -> None:
     assert not kill.same_checkpoints(reference, job_dir)
     assert not kill.same_rows(reference, job_dir)
     found, expected = (
-        {key: n for key, n in events(run).items() if key[0] not in CLOCK}
+        {key: n for key, n in events(run / "logs").items() if key[0] not in CLOCK}
         for run in (job_dir, reference)
     )
     assert found == expected and set(found.values()) == {1}

@@ -259,3 +259,24 @@ def test_a_run_whose_lease_another_took_stops_and_writes_no_more(
         if "tfevents" not in name  # Its own file, that no other run writes.
     }
     assert kept == {name: before[name] for name in kept}
+
+
+@pytest.mark.slow
+def test_a_run_whose_network_is_gone_does_not_wait_for_all_retries(
+    gcs, bucket, command, started
+):
+    # TensorFlow would try for minutes to write what is due, each of it.
+    patient = {
+        "GCS_RETRY_CONFIG_INIT_DELAY_TIME_US": "1000000",
+        "GCS_RETRY_CONFIG_MAX_DELAY_TIME_US": "32000000",
+    }
+    process = started(
+        command("gone", "--lease_seconds=8", "--total_steps=100000"), **patient
+    )
+    until(lambda: "gone/checkpoints/checkpoint.json" in gcs.names(bucket), process)
+    gcs.set_faults(drop_from=1)
+    began = time.monotonic()
+    _, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1 and "Traceback" not in err, err
+    assert "could not be renewed" in err.splitlines()[-1]
+    assert time.monotonic() - began < 90

@@ -31,6 +31,7 @@ LEAVES = {
         "examples",
         "files",
         "losses",
+        "pictures",
     ),
     *("bucket", "lease", "metrics", "order", "saver", "sums"),
 }
@@ -49,8 +50,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "interruption": {"distribution"},
     "model": {"sums"},
     "distribution": {"sums"},
-    "report": {"files", "pictures"},
-    "pictures": {"files"},
+    "report": {"events", "files", "pictures"},
+    "events": {"files"},
     "step": {"losses"},
     "evaluate": {"losses", "metrics"},
     **{name: set() for name in LEAVES},

@@ -175,16 +175,8 @@ def test_curves_of_a_run_that_has_hardly_begun_can_be_drawn(train, evaluations):
     assert pictures.curves(train, evaluations).std() > 0
 
 
-def test_written_picture_reads_back_pixel_for_pixel(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-    path = tmp_path / "picture.png"
-    path.write_bytes(b"an older picture")
-    pictures.write_png(str(path), picture)
-    np.testing.assert_array_equal(np.asarray(Image.open(path)), picture)
-    assert [file.name for file in tmp_path.iterdir()] == ["picture.png"]
-
-
 def test_encoded_picture_is_a_png_of_it():
-    picture = np.zeros((4, 5, 3), np.uint8)
+    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     image = Image.open(io.BytesIO(pictures.encode_png(picture)))
-    assert (image.format, image.size, image.mode) == ("PNG", (5, 4), "RGB")
+    assert image.format == "PNG"
+    np.testing.assert_array_equal(np.asarray(image), picture)

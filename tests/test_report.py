@@ -1,6 +1,6 @@
 """What a run writes for people and tuners, and that a restart doubles none of it."""
 
-import collections
+import functools
 import json
 import os
 import pathlib
@@ -9,24 +9,29 @@ import sys
 
 import numpy as np
 import pytest
-import tensorflow as tf
-from tensorboard.compat.proto.event_pb2 import Event
 
+from tests.runs import events
 from trainer import report
 
 PICTURE = np.zeros((4, 4, 3), np.uint8)
 
 
 @pytest.fixture
-def reporter(tmp_path):
-    """Makes reporters of one job_dir; each is closed at the end."""
+def reporter(reporter_in, tmp_path):
+    """Makes reporters of one job_dir on the disk."""
+    return functools.partial(reporter_in, str(tmp_path))
+
+
+@pytest.fixture
+def reporter_in():
+    """Makes reporters of a job_dir; each is closed at the end."""
     made = []
 
-    def make(step=0, hp_metric=None, evaluations=()):
+    def make(job_dir, step=0, hp_metric=None, evaluations=()):
         made.append(
             report.Reporter(
-                job_dir=str(tmp_path),
-                log_dir=str(tmp_path / "logs"),
+                job_dir=job_dir,
+                log_dir=f"{job_dir}/logs",
                 step=step,
                 total_steps=100,
                 global_batch_size=8,
@@ -37,7 +42,7 @@ def reporter(tmp_path):
         return made[-1]
 
     yield make
-    for one in reversed(made):  # Each is the default until it is closed.
+    for one in made:
         one.close()
 
 
@@ -55,16 +60,6 @@ def rows(tmp_path):
     text = (tmp_path / "metrics.jsonl").read_text()
     assert not text or text.endswith("\n")
     return [json.loads(line) for line in text.splitlines()]
-
-
-def events(log_dir: pathlib.Path) -> collections.Counter:
-    """Returns how often each (tag, step) is among the events."""
-    found: collections.Counter = collections.Counter()
-    for path in sorted(log_dir.glob("events.out.tfevents.*")):
-        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-            event = Event.FromString(record)
-            found.update((value.tag, event.step) for value in event.summary.value)
-    return found
 
 
 def told(path=None):
@@ -132,19 +127,9 @@ def test_numbers_of_a_row_become_events_of_its_step(reporter, tmp_path):
     one = reporter()
     one.train({"step": 2, "loss": 1.5, "learning_rate": 0.1})
     one.evaluation(evaluation(4, **{"val_iou/pet": None}))
-    one.flush()()
     tags = set(events(tmp_path / "logs"))
     assert {("loss", 2), ("learning_rate", 2), ("val_loss", 4)} <= tags
     assert not {tag for tag, _ in tags} & {"step", "kind", "val_iou/pet"}
-
-
-def test_trimming_removes_later_events_only(reporter, tmp_path):
-    one = reporter()
-    for at in (2, 4, 6):
-        one.train({"step": at, "loss": 1.0})
-    one.close()
-    report.trim_events(str(tmp_path / "logs"), ".v2", up_to_step=4)
-    assert sorted(events(tmp_path / "logs")) == [("loss", 2), ("loss", 4)]
 
 
 def test_a_run_leaves_the_events_of_another_in_its_log_dir_alone(tmp_path):
@@ -169,35 +154,11 @@ def test_an_evaluation_that_no_checkpoint_knows_is_made_again(reporter, tmp_path
     assert rows(tmp_path) == []
 
 
-def test_a_file_that_needs_no_trimming_is_left_as_it_is(reporter, tmp_path):
-    one = reporter()
-    one.train({"step": 2, "loss": 1.0})
-    one.close()
-    [path] = (tmp_path / "logs").iterdir()
-    before = path.stat()
-    report.trim_events(str(tmp_path / "logs"), ".v2", up_to_step=2)
-    after = path.stat()
-    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
-
-
-@pytest.mark.parametrize("cut", [1, 10, 20])
-def test_trimming_removes_a_torn_tail_and_keeps_what_is_before(reporter, tmp_path, cut):
-    one = reporter()
-    for at in (2, 4):
-        one.train({"step": at, "loss": 1.0})
-    one.close()
-    [path] = (tmp_path / "logs").iterdir()
-    path.write_bytes(path.read_bytes()[:-cut])
-    report.trim_events(str(tmp_path / "logs"), ".v2", up_to_step=4)
-    assert list(events(tmp_path / "logs")) == [("loss", 2)]
-
-
 def test_a_restart_doubles_no_event(reporter, tmp_path):
     one = reporter()
     for at in (2, 4, 6):
         one.train({"step": at, "loss": 1.0})
         one.picture(f"step-{at:08d}", PICTURE, at)
-    one.flush()()
     again = reporter(4)
     again.train({"step": 6, "loss": 1.0})
     again.picture("step-00000006", PICTURE, 6)
@@ -214,8 +175,7 @@ def test_pictures_of_the_beginning_are_not_doubled_by_a_restart_at_step_0(
         one = reporter()
         one.picture("augmented", PICTURE, 0)
         one.picture("step-00000000", PICTURE, 0)
-        one.flush()()
-    found = events(tmp_path / "logs")
+        found = events(tmp_path / "logs")
     assert found == {("augmented", 0): 1, ("predictions", 0): 1}
 
 
@@ -228,8 +188,7 @@ def test_pictures_of_the_end_are_not_doubled_by_a_restart_at_the_last_step(
             one.picture("step-00000100", PICTURE, 100)
             one.picture("curves", PICTURE, 100)
         one.picture("predictions", PICTURE, 100)
-        one.flush()()
-    found = events(tmp_path / "logs")
+        found = events(tmp_path / "logs")
     assert len(found) == 3 and set(found.values()) == {1}, found
 
 
@@ -342,24 +301,6 @@ def test_without_a_terminal_a_line_comes_every_ten_seconds(
     ]
 
 
-@pytest.mark.parametrize("stopped_by", [FloatingPointError, KeyboardInterrupt])
-def test_what_stopped_a_run_is_not_hidden_by_rows_that_cannot_be_written(
-    reporter, stopped_by, monkeypatch
-):
-    one = reporter()
-
-    def close() -> None:
-        monkeypatch.undo()
-        raise OSError("no room")
-
-    monkeypatch.setattr(one, "close", close)
-    with pytest.raises(stopped_by), one:
-        raise stopped_by
-    monkeypatch.setattr(one, "close", close)
-    with pytest.raises(OSError, match="no room"), one:
-        pass
-
-
 def test_a_run_that_lost_its_lease_writes_no_rows_over_anothers(tmp_path):
     def lost() -> None:
         raise OSError("the lease is lost")
@@ -375,3 +316,22 @@ def test_a_run_that_lost_its_lease_writes_no_rows_over_anothers(tmp_path):
             fence=lost,
         )
     assert theirs.read_text() == '{"kind": "train", "step": 7}\n'
+
+
+def test_to_a_bucket_nothing_is_written_until_the_run_saves(
+    gcs, gcs_bucket, gcs_here, reporter_in
+):
+    one = reporter_in(f"gs://{gcs_bucket}/run")
+    begun = set(gcs.names(gcs_bucket))
+    one.train({"step": 2, "loss": 1.5})
+    path = one.picture("curves", PICTURE, 2)
+    assert set(gcs.names(gcs_bucket)) == begun
+    for work in one.flush():
+        work()
+    assert gcs.get(path).startswith(b"\x89PNG")
+    [row] = gcs.get(f"gs://{gcs_bucket}/run/metrics.jsonl").decode().splitlines()
+    assert json.loads(row) == {"kind": "train", "step": 2, "loss": 1.5}
+    [log] = gcs.names(gcs_bucket, "run/logs/")
+    assert len(gcs.get(f"gs://{gcs_bucket}/{log}")) > 100
+    # What did not change since is not written again.
+    assert len(one.flush()) < 3

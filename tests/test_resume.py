@@ -132,7 +132,9 @@ def test_more_epochs_are_not_a_difference(command, tmp_path, capfd):
     result = json.loads((tmp_path / "halves" / "result.json").read_text())
     assert (result["step"], result["epoch"]) == (6, 2)
     # Only the picture of the end is in another place.
-    doubled = {key: n for key, n in events(tmp_path / "halves").items() if n > 1}
+    doubled = {
+        key: n for key, n in events(tmp_path / "halves" / "logs").items() if n > 1
+    }
     assert not doubled
 
 
@@ -181,7 +183,7 @@ def test_a_restart_goes_on_from_the_last_save_between_evaluations(
     # The row of step 6 is the mean over steps 4 to 6, of which the restart made one.
     assert losses(tmp_path / "halves") == pytest.approx(losses(tmp_path / "whole"))
     assert [row["step"] for row in rows(tmp_path / "halves", "eval")] == [4, 7]
-    assert set(events(tmp_path / "halves").values()) == {1}
+    assert set(events(tmp_path / "halves" / "logs").values()) == {1}
 
 
 def test_a_restart_whose_end_lies_behind_it_is_evaluated_and_ends(
@@ -242,7 +244,7 @@ def test_init_from_starts_a_new_run_at_step_0_from_the_best_weights_of_another(
         (f"{directory}/step-00000004.npz", last),
     ):
         run = prepared(init_from)
-        assert (run.state["step"], run.restored, run.state["seconds"]) == (0, None, 0)
+        assert (run.state["step"], run.latest, run.state["seconds"]) == (0, None, 0)
         found = checkpoint.values(run.variables)
         for name, value in found.items():
             if name.startswith("model/"):

@@ -61,3 +61,39 @@ def test_a_failed_save_never_hides_what_stopped_the_run(caplog):
     with pytest.raises(FloatingPointError), Saver() as saver:
         saver.start(failing)
         raise FloatingPointError
+
+
+def test_each_work_is_done_only_while_no_other_run_may_write():
+    lost, done = threading.Event(), []
+
+    def fence() -> None:
+        if lost.is_set():
+            raise OSError("the lease is lost")
+
+    def work(name: str) -> None:
+        done.append(name)
+        lost.set()
+
+    with pytest.raises(OSError, match="lease"), Saver(fence) as saver:
+        saver.start(lambda: work("data"), lambda: work("digest"))
+        saver.wait()
+    assert done == ["data"]
+
+
+def test_a_run_that_lost_its_lease_does_not_wait_for_its_save():
+    lost, go_on, done = threading.Event(), threading.Event(), []
+
+    def fence() -> None:
+        if lost.is_set():
+            raise OSError("the lease is lost")
+
+    def work() -> None:
+        go_on.wait(30)
+        done.append("data")
+
+    with pytest.raises(OSError, match="lease"), Saver(fence) as saver:
+        saver.start(work, lambda: done.append("digest"))
+        lost.set()
+        fence()
+    assert not go_on.is_set() and done == []
+    go_on.set()

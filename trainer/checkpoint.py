@@ -15,6 +15,7 @@ import json
 import os
 import re
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -79,8 +80,20 @@ def assign(arrays: dict[str, np.ndarray], variables: dict[str, keras.Variable]) 
         variable.assign(arrays[name])
 
 
-def save(directory: str, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> str:
+def save(
+    directory: str,
+    arrays: dict[str, np.ndarray],
+    state: dict[str, Any],
+    fence: Callable[[], None] = lambda: None,
+) -> str:
     """Writes a checkpoint: the data, its digest; returns its name. Moves no pointer.
+
+    Args:
+        directory: Where the checkpoints are.
+        arrays: Of each variable.
+        state: JSON, with "step".
+        fence: Raises OSError where another run may write; asked before the digest,
+            since the data may take long.
 
     Raises:
         OSError: If the file is not as long as what was written.
@@ -89,7 +102,7 @@ def save(directory: str, arrays: dict[str, np.ndarray], state: dict[str, Any]) -
     name = f"step-{state['step']:08d}"
     path = os.path.join(directory, f"{name}.npz")
     everything: dict[str, Any] = {**arrays, STATE: np.array(json.dumps(state))}
-    with tf.io.gfile.GFile(path, "wb") as file:
+    with files.writing(path) as file:
         digested = _Digested(file)
         with zipfile.ZipFile(digested, "w") as archive:  # What np.savez would write.
             for key, array in everything.items():
@@ -97,7 +110,8 @@ def save(directory: str, arrays: dict[str, np.ndarray], state: dict[str, Any]) -
                     np.lib.format.write_array(member, array, allow_pickle=False)
     if _size(path) != digested.size:
         raise OSError(f"{path} is {_size(path)} bytes long, of {digested.size} written")
-    with tf.io.gfile.GFile(f"{path}.sha256", "w") as file:
+    fence()
+    with files.writing(f"{path}.sha256") as file:
         file.write(f"{digested.sha256.hexdigest()}  {name}.npz\n")
     return name
 

@@ -339,6 +339,8 @@ def explain(
         ValueError: Names the file or the example and what is wrong with it. Nothing
             is raised where as many examples as the files hold are sound.
     """
+    if examples.unreadable is not None:
+        raise examples.unreadable
     for (id, _, serialized), _ in zip(elements, range(examples.total), strict=False):
         if not serialized:
             continue

@@ -46,6 +46,7 @@ class Examples:
         self._pending: dict[int, bytes] = {}
         self._open: dict[int, tuple[Iterator[bytes], int]] = {}
         self._lock = threading.Lock()
+        self.unreadable: ValueError | None = None  # What `serialized` raised.
         self.cached = cache_size is not None
         if cache_size is not None:
             # Memory is taken page by page, as examples come.
@@ -74,7 +75,11 @@ class Examples:
             shard = int(np.searchsorted(self._last, id, side="right"))
             while id not in self._pending:
                 self._wanted[id] = True
-                self._read_next(shard, id)
+                try:
+                    self._read_next(shard, id)
+                except ValueError as error:
+                    self.unreadable = error
+                    raise
             record = self._pending[id]
             if not (self.cached or keep):
                 self._drop(id)

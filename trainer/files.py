@@ -1,9 +1,15 @@
 """Files written whole, local or gs://: a reader sees the old one or the new one."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
+
+# Objects that could not be written. TensorFlow writes such a one again when its file is
+# deleted, whoever else writes there by then: they are held until the process has ended.
+_unwritten: list[tf.io.gfile.GFile] = []
 
 
 def remote(path: str) -> bool:
@@ -20,15 +26,28 @@ def make_directory(path: str) -> None:
         tf.io.gfile.makedirs(path)
 
 
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[tf.io.gfile.GFile]:
+    """Gives a file to write to; an object is there when this is left without an error."""
+    file = tf.io.gfile.GFile(path, "wb")
+    try:
+        yield file
+        file.close()
+    except BaseException:
+        if remote(path):
+            _unwritten.append(file)
+        else:
+            file.close()
+        raise
+
+
 def write(path: str, data: bytes | str) -> None:
     """Writes a file whole."""
-    if remote(path):
-        with tf.io.gfile.GFile(path, "wb") as file:
-            file.write(data)
-        return
-    with tf.io.gfile.GFile(f"{path}.tmp", "wb") as file:
+    whole = path if remote(path) else f"{path}.tmp"
+    with writing(whole) as file:
         file.write(data)
-    tf.io.gfile.rename(f"{path}.tmp", path, overwrite=True)
+    if whole != path:
+        tf.io.gfile.rename(whole, path, overwrite=True)
 
 
 def write_json(path: str, value: Any) -> None:

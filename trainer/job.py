@@ -42,7 +42,7 @@ class Job:
     global_batch_size: int
     total_steps: int
     state: dict[str, Any]  # JSON, saved with each checkpoint; see `new_state`.
-    restored: str | None  # Checkpoint that the run goes on from.
+    latest: str | None  # Name of the newest checkpoint: restored or written.
     cloud_job_id: str | None
     in_trial: bool
     fence: Callable[[], None]  # Raises OSError where another run may write by now.
@@ -166,7 +166,7 @@ def prepare(
         global_batch_size=global_batch_size,
         total_steps=total_steps,
         state=state | (saved.state if saved else {}),
-        restored=saved.name if saved else None,
+        latest=saved.name if saved else None,
         cloud_job_id=cloud_job_id,
         in_trial=in_trial,
         fence=fence,
@@ -183,6 +183,7 @@ def prepare(
             raise ValueError(
                 f"init_from must fit the model, got {settings.init_from}: {error}"
             ) from None
+    fence()
     report.write_config(
         directories.job,
         config.to_dict(settings),

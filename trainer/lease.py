@@ -11,11 +11,11 @@ import errno
 import fcntl
 import json
 import os
+import pathlib
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import psutil
 from absl import logging
 
 NAME = "lease.json"
@@ -25,14 +25,35 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 def this_process(job_id: str | None) -> dict[str, Any]:
     """Returns what tells this process, and its restarts, from other runs."""
-    process = psutil.Process()
     return {
         "job_id": job_id,
         "host": os.uname().nodename,
-        "pid": process.pid,
-        "started": process.create_time(),
+        "processes": _processes(),
+        "pid": os.getpid(),
+        "started": _started(os.getpid()),
         "id": uuid.uuid4().hex,
     }
+
+
+def _processes() -> str:
+    """Returns what tells apart where process numbers are counted.
+
+    Containers of one host may share its name; each counts its own processes.
+    """
+    try:
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # Not Linux.
+        return os.uname().nodename
+
+
+def _started(pid: int) -> float | None:
+    """Returns when a process started, by no clock that people set; None for no process."""
+    try:
+        stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+        return float(stat.rsplit(")", 1)[1].split()[19])  # proc_pid_stat(5): starttime
+    except OSError:
+        return None
 
 
 def same_run(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
@@ -41,11 +62,9 @@ def same_run(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
         return False
     if ours["job_id"] is not None or theirs.get("job_id") is not None:
         return theirs.get("job_id") == ours["job_id"]
-    try:
-        started = psutil.Process(theirs.get("pid")).create_time()
-    except (psutil.NoSuchProcess, TypeError, ValueError):
-        return True
-    return started != theirs.get("started")
+    if theirs.get("processes") != ours["processes"]:
+        return False
+    return _started(theirs.get("pid", 0)) != theirs.get("started")
 
 
 def refusal(directory: str, holder: dict[str, Any]) -> ValueError:

@@ -10,8 +10,6 @@ import pathlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from trainer import files
-
 IGNORED = 255  # The mask value of a pixel that is not counted.
 
 # Told apart with any kind of colour vision: Okabe and Ito 2008,
@@ -139,11 +137,6 @@ def encode_png(picture: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "png")
     return file.getvalue()
-
-
-def write_png(path: str, picture: np.ndarray) -> None:
-    """Writes the picture (H, W, 3) uint8 to a local or gs:// path, whole or not."""
-    files.write(path, encode_png(picture))
 
 
 def _tiles(

@@ -9,6 +9,7 @@ failed.json           why a run stopped for good
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -20,16 +21,14 @@ import sys
 import time
 from collections.abc import Callable
 from importlib import metadata
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
-from tensorboard.compat.proto.event_pb2 import Event
 from tqdm import tqdm
 
-from trainer import files, pictures
+from trainer import events, files, pictures
 
 PROGRAM = "segtrainer"
 # May be in job_dir before its config.json is: Vertex AI may have made them, or a run that
@@ -37,10 +36,6 @@ PROGRAM = "segtrainer"
 OURS = {"checkpoints", "logs", "model", "config.json.tmp", "lease.json"}
 PROBES = (".may-we-", "lease.json.")
 PLAIN_LINE_SECONDS = 10.0  # Between progress lines where there is no terminal.
-# On a store of objects, events begin a new file beyond this: all of a file is written
-# again at each save.
-EVENT_FILE_BYTES = 2**21
-SCALAR_BYTES, PNG_RATIO = 80, 3  # About what a scalar takes, and how far PNG shrinks.
 BEST_TAG = "best_predictions"  # Drawn once, when the run ends.
 PACKAGES = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu", "keras", "numpy")
 
@@ -74,7 +69,6 @@ class Reporter:
         fence: Callable[[], None] = lambda: None,
     ) -> None:
         self._job_dir = job_dir
-        self._fence = fence
         self._total_steps = total_steps
         self._batch = global_batch_size
         self._tuner = Tuner(hp_metric)
@@ -89,16 +83,17 @@ class Reporter:
         self._path = os.path.join(job_dir, "metrics.jsonl")
         self._lines = [json.dumps(row) + "\n" for row in self.rows]
         files.write(self._path, "".join(self._lines))
+        self._lines_written = len(self._lines)
         # Each run begins and ends with pictures; they are drawn anew with it.
         again = frozenset(
             [BEST_TAG] if step else [BEST_TAG, "augmented", "predictions"]
         )
         # Other runs may write to the same log_dir.
         suffix = f".{hashlib.sha256(job_dir.encode()).hexdigest()[:8]}.v2"
-        trim_events(log_dir, suffix, up_to_step=step, again=again)
-        self._log_dir, self._suffix = log_dir, suffix
-        self._writing = contextlib.ExitStack()
-        self._begin_events()
+        fence()
+        events.trim(log_dir, suffix, up_to_step=step, again=again)
+        self._events = events.Events(log_dir, suffix)
+        self._unwritten: dict[str, bytes] = {}
         self._tuner.tell_all(evaluations)
         # tqdm draws a bar; where there is no terminal, lines are logged instead.
         self._bar = tqdm(
@@ -141,83 +136,38 @@ class Reporter:
 
     def picture(self, name: str, picture: np.ndarray, step: int) -> str:
         """Writes pictures/<name>.png and shows it in TensorBoard; returns its path."""
-        self._fence()
         path = picture_path(self._job_dir, name)
-        files.make_directory(os.path.dirname(path))
-        pictures.write_png(path, picture)
+        self._write(path, pictures.encode_png(picture))
         tag = "predictions" if name.startswith("step-") else name
         tag = BEST_TAG if name == "predictions" else tag
-        tf.summary.image(tag, picture[np.newaxis], step=step)
-        self._event_bytes += picture.nbytes // PNG_RATIO
-        self._show_events()
+        self._events.image(tag, picture, step)
         return path
 
-    def flush(self) -> Callable[[], None]:
-        """Takes what was told so far; returns the work that makes it safe from a kill.
+    def flush(self) -> list[Callable[[], None]]:
+        """Takes what was told so far; returns the works that make it safe from a kill.
 
-        The work may be done in another thread while more is told.
+        They may be done in another thread while more is told. On a disk it is safe
+        already.
         """
-        lines, events = "".join(self._lines), self._events
-        full = files.remote(self._log_dir) and self._event_bytes > EVENT_FILE_BYTES
-        if full:
-            self._begin_events()
-
-        def work() -> None:
-            self._fence()
-            if files.remote(self._path):
-                files.write(self._path, lines)
-            events.close() if full else events.flush()
-
-        return work
-
-    def __enter__(self) -> Self:
-        """Returns itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Ends it; an error of that never hides what stopped the run."""
-        try:
-            self.close()
-        except (OSError, tf.errors.OpError) as failed:
-            if error is None:
-                raise
-            logging.warning("The last rows may be missing: %s", failed)
+        unwritten, self._unwritten = self._unwritten, {}
+        if files.remote(self._path) and len(self._lines) > self._lines_written:
+            unwritten[self._path] = "".join(self._lines).encode()
+            self._lines_written = len(self._lines)
+        unwritten |= self._events.take()
+        return [functools.partial(files.write, *pair) for pair in unwritten.items()]
 
     def close(self) -> None:
-        """Ends the bar and the events."""
+        """Ends the bar and the events; what was not flushed is lost on gs://."""
         self._bar.close()
-        try:
-            self.flush()()
-        finally:
-            self._writing.close()
-            self._events.close()
+        self._events.close()
 
-    def _begin_events(self) -> None:
-        """Begins an event file, and ends the one before.
-
-        On a store of objects, TensorFlow writes the whole file again whenever it
-        flushes: there it does so when it is told to, and no file grows large.
-        """
-        self._writing.close()
-        told_only = dict(max_queue=2**31 - 1, flush_millis=2**31 - 1)
-        self._events = tf.summary.create_file_writer(
-            self._log_dir,
-            filename_suffix=self._suffix,
-            **(told_only if files.remote(self._log_dir) else {}),
-        )
-        self._event_bytes = 0
-        # Entered once for all: leaving it flushes.
-        self._writing.enter_context(self._events.as_default())
-
-    def _show_events(self) -> None:
-        """Lets TensorBoard see the events while the run goes on, where that is cheap."""
-        if not files.remote(self._log_dir):
-            self._events.flush()
+    def _write(self, path: str, content: bytes) -> None:
+        """Writes a file now or, to a store of objects, when the run saves."""
+        if files.remote(path):
+            self._unwritten[path] = content
+        else:
+            files.make_directory(os.path.dirname(path))
+            files.write(path, content)
 
     def _record(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -225,11 +175,7 @@ class Reporter:
         if not files.remote(self._path):
             with tf.io.gfile.GFile(self._path, "a") as file:
                 file.write(self._lines[-1])
-        for name, value in row.items():
-            if isinstance(value, int | float) and name != "step":
-                tf.summary.scalar(name, value, step=row["step"])
-                self._event_bytes += SCALAR_BYTES
-        self._show_events()
+        self._events.scalars(row)
 
 
 class Tuner:
@@ -390,41 +336,6 @@ def read_rows(job_dir: str, up_to_step: int) -> list[dict[str, Any]]:
 def picture_path(job_dir: str, name: str) -> str:
     """Returns where a picture of that name is written."""
     return os.path.join(job_dir, "pictures", f"{name}.png")
-
-
-def trim_events(
-    log_dir: str, suffix: str, *, up_to_step: int, again: frozenset[str] = frozenset()
-) -> None:
-    """Rewrites the event files that hold what will be written again, or a torn event.
-
-    Args:
-        log_dir: Where the event files are.
-        suffix: How the names of the run's own end.
-        up_to_step: Events of later steps are removed,
-        again: and events with one of these tags, whatever their step.
-    """
-    for path in tf.io.gfile.glob(
-        os.path.join(log_dir, f"events.out.tfevents.*{suffix}")
-    ):
-        kept, trimmed = [], False
-        try:
-            for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
-                event = Event.FromString(record)
-                tags = {value.tag for value in event.summary.value}
-                if event.step <= up_to_step and not tags & again:
-                    kept.append(record)
-                else:
-                    trimmed = True
-        except tf.errors.DataLossError:
-            trimmed = True
-        if trimmed:
-            # An object appears whole; a file does when it is renamed.
-            whole = path if files.remote(path) else f"{path}.tmp"
-            with tf.io.TFRecordWriter(whole) as writer:
-                for record in kept:
-                    writer.write(record)
-            if whole != path:
-                tf.io.gfile.rename(whole, path, overwrite=True)
 
 
 def duration(seconds: float) -> str:

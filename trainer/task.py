@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from absl import logging
 
@@ -34,6 +34,20 @@ GCS_DEFAULTS = {
     "GCS_WRITE_REQUEST_TIMEOUT_SECS": "600",
 }
 GRAPH_LINES = ("Graph execution error", "Detected at node", "File ", "<stack", "[[")
+
+
+def command() -> NoReturn:
+    """Runs `main` as a process, which ends at once if it did not end well.
+
+    On the way out, TensorFlow would try for minutes to write what it could not, over
+    what another run may have written by then.
+    """
+    code = main()
+    if code == 0:
+        sys.exit()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,6 +135,7 @@ def _expected(error: Exception) -> bool:
 def _one_line(error: Exception) -> str:
     text = getattr(error, "message", None) or str(error) or type(error).__name__
     text = re.sub(r"{{function_node .*?}} ?", "", text)
+    text = re.sub(r"^(\w+Error: )+", "", text)  # Of Python, through TensorFlow.
     # A store answers with JSON; what it says is in the first "message".
     text = re.sub(
         r""" with body '{.*?"message": ?"(.*?)".*'""", r": \1", text, flags=re.DOTALL
@@ -203,4 +218,4 @@ def _log_to(terminal: TextIO) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

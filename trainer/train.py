@@ -11,7 +11,9 @@ while not told to stop:
 test the best, result.json
 """
 
+import contextlib
 import copy
+import functools
 import math
 import resource
 import sys
@@ -65,14 +67,20 @@ def train_and_evaluate(job: Job, process_start: float) -> dict[str, Any]:
         evaluations=job.state["evaluations"],
         fence=job.fence,
     )
-    with reporter, Saver() as saver:
+    with contextlib.closing(reporter), Saver(job.fence) as saver:
         judge = Judge(job, reporter)
         if job.state["step"] == 0:
             judge.draw_augmented()
             judge.draw("step-00000000", job.dataset.val, "val")
+            saver.start(*reporter.flush())
         clock = Clock(job.global_batch_size, process_start)
-        _train(job, reporter, judge, clock, saver)
+        try:
+            _train(job, reporter, judge, clock, saver)
+        except FloatingPointError as error:
+            saver.start(*reporter.flush(), functools.partial(_write_failed, job, error))
+            raise
         result = _finish(job, judge)
+        saver.start(*reporter.flush())
     result |= {
         "train_images_per_second": clock.images_per_second(over_all=True),
         "seconds_to_first_step": clock.seconds_to_first_step,
@@ -117,9 +125,9 @@ def _train(
                 feed.explain(job)
                 raise
             at = state["step"] + taken
-            if not np.isfinite(loss):
-                _fail(job, at, f"the loss at step {at} is {loss}")
             state["step"] = at
+            if not np.isfinite(loss):
+                raise _not_finite(f"the loss at step {at} is {loss}")
             state["loss_sum"] += loss_sum
             state["loss_steps"] += taken
             state["seconds"] = seconds_before + time.monotonic() - began
@@ -149,7 +157,7 @@ def _train(
             ):
                 with clock.saving():
                     saver.wait()  # The values of one save at a time are in memory.
-                    saver.start(reporter.flush(), save(job))
+                    saver.start(*reporter.flush(), save(job))
                 saved = time.monotonic()
             saver.check()
         _profile(job, None, profiling)
@@ -220,21 +228,21 @@ def save(job: Job) -> Callable[[], None]:
     go on meanwhile.
 
     Raises:
-        FloatingPointError: If a variable is not finite; nothing is written then.
+        FloatingPointError: If a variable is not finite.
     """
     directory, keep = job.directories.checkpoints, job.settings.keep_checkpoints
     arrays, state = checkpoint.values(job.variables), copy.deepcopy(job.state)
     for name, array in arrays.items():
         if not np.isfinite(array).all():  # The loss tells at the next step only.
-            at = state["step"]
-            _fail(job, at, f"after step {at} {name} is not finite")
+            raise _not_finite(f"after step {state['step']} {name} is not finite")
     best_step = best(job)["step"] if state["evaluations"] else state["step"]
 
     def write() -> None:
-        job.fence()
-        latest = checkpoint.save(directory, arrays, state)
-        job.fence()  # It may have taken long.
+        latest = checkpoint.save(directory, arrays, state, job.fence)
+        job.fence()  # Each of them may take long.
         checkpoint.move_pointer(directory, latest=latest, best=_name(best_step))
+        job.latest = latest
+        job.fence()
         checkpoint.prune(directory, keep)
 
     return write
@@ -250,10 +258,10 @@ def _name(at: int) -> str:
 
 def _say_what_starts(job: Job) -> None:
     opened = job.dataset
-    if job.restored:
+    if job.latest:
         logging.info(
             "Going on from %s, the newest whole checkpoint in %s",
-            *(job.restored, job.directories.checkpoints),
+            *(job.latest, job.directories.checkpoints),
         )
     logging.info(
         "%s %s: %d examples to train on, %d to validate, %s to test; classes %s",
@@ -294,13 +302,20 @@ def _profile(job: Job, at: int | None, running: bool) -> bool:
     return due
 
 
-def _fail(job: Job, at: int, what: str) -> None:
-    """Writes failed.json and stops the run; the last checkpoint is kept."""
-    reason = f"{what}; try a lower --learning_rate or --clip_norm in a new --job_dir"
-    report.write_failed(
-        job.directories.job, step=at, reason=reason, cloud_job_id=job.cloud_job_id
+def _not_finite(what: str) -> FloatingPointError:
+    return FloatingPointError(
+        f"{what}; try a lower --learning_rate or --clip_norm in a new --job_dir"
     )
-    raise FloatingPointError(reason)
+
+
+def _write_failed(job: Job, error: FloatingPointError) -> None:
+    """Writes failed.json: the same job is not to try again."""
+    report.write_failed(
+        job.directories.job,
+        step=job.state["step"],
+        reason=str(error),
+        cloud_job_id=job.cloud_job_id,
+    )
 
 
 def _peak_memory_bytes() -> int:
@@ -331,11 +346,7 @@ def answer(job: Job, result: dict[str, Any]) -> str:
 
 def what_is_kept(job: Job, again: bool = True) -> str:
     """Returns what a stopped run leaves, and whether the same command helps."""
-    directory = job.directories.checkpoints
-    try:
-        latest = checkpoint.pointer(directory).get("latest")
-    except (OSError, tf.errors.OpError):
-        return f"{directory} cannot be read now; the same command goes on from there"
-    if latest is None:
+    if job.latest is None:
         return "no checkpoint was written yet"
-    return f"{latest} is kept" + (", the same command goes on from it" if again else "")
+    kept = f"{job.latest} is kept"
+    return kept + (", the same command goes on from it" if again else "")
