@@ -14,7 +14,15 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from benchmarks import kill, machine, scale_dataset, side_by_side, tutorial
+from benchmarks import (
+    kill,
+    machine,
+    scale_dataset,
+    scaling,
+    side_by_side,
+    stop,
+    tutorial,
+)
 
 
 def read(data_dir: str, split: str) -> list[dict]:
@@ -254,3 +262,37 @@ def test_shown_command_names_no_place_of_the_machine():
     command = ["/some/bin/python", "-m", "job", "--data_dir=/data", "--out=/data/run"]
     shown = machine.shown(command, {"/data": "DIR", "/data/run": "OUT"})
     assert shown == "python -m job --data_dir=DIR --out=OUT"
+
+
+# ---------------------------------------------------------------------------
+# Several workers
+
+
+def test_on_paper_a_ring_sends_the_gradient_nearly_twice():
+    found = scaling.on_paper(0.010, weight_bytes=20_000_000, link=10e9, devices=4)
+    # Three quarters of 20 MB, twice, at 10 GB/s: 3 ms.
+    assert found["step_seconds"] == pytest.approx(0.013)
+    assert found["efficiency"] == pytest.approx(10 / 13)
+    assert scaling.on_paper(0.010, 20_000_000, 10e9, 1)["efficiency"] == 1
+
+
+def test_bytes_of_the_loopback_are_counted_for_each_step():
+    dev = (
+        "Inter-|   Receive                    |  Transmit\n"
+        " face |bytes packets errs drop fifo frame compressed multicast|bytes packets\n"
+        "  eth0: 1 2 0 0 0 0 0 0 3 4 0 0 0 0 0 0\n"
+        "    lo: 700 9 0 0 0 0 0 0 800 9 0 0 0 0 0 0\n"
+    )
+    assert scaling.loopback_bytes(dev) == 800
+    assert scaling.per_step([(5, 1000), (10, 3000), (25, 9000)]) == 400
+    assert scaling.per_step([(5, 1000)]) == 0
+
+
+def test_the_worst_time_to_leave_is_told_for_each_signal():
+    tries = [
+        {"signal": "SIGTERM", "seconds_to_leave": 2.0},
+        {"signal": "SIGTERM", "seconds_to_leave": 3.5},
+        {"signal": "SIGKILL", "seconds_to_leave": 9.0},
+    ]
+    assert stop.worst(tries, "SIGTERM") == 3.5
+    assert stop.worst(tries, "SIGKILL") == 9.0

@@ -70,6 +70,10 @@ OTHER = {
     "log_every_steps": 1,
     "lease_seconds": 2.5,
     "num_pictures": 64,
+    "scale_learning_rate": "sqrt",
+    "tpu": "local",
+    "worker_timeout_seconds": 30.0,
+    "grace_seconds": 25.0,
     "strategy": "mirrored",
     "num_cpu_devices": 4,
     "fast_dev_run": True,
@@ -82,7 +86,7 @@ NEEDS = {
     "weight_decay": {"optimizer": "adamw"},
 }
 # Each of these is in conflict with another one.
-ALONE = {"batch_size", "jit_compile", "try_gcs"}
+ALONE = {"batch_size", "jit_compile", "scale_learning_rate", "tpu", "try_gcs"}
 
 
 @pytest.mark.parametrize("name", FIELDS)

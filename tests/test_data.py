@@ -70,14 +70,17 @@ def evaluated(opened, split, *, batch_size, replicas=1, cache="none", examples=N
     """Returns the batches of a split."""
     examples = examples or data.examples_of(opened, SIZE, cache)[split]
 
+    of_split = getattr(opened, split)
+    turns = -(-len(of_split.ids) // (batch_size * replicas))
+
     def stream(stop):
         return data.eval_batches(
             opened,
-            getattr(opened, split),
+            of_split,
             examples,
             image_size=SIZE,
             batch_size=batch_size,
-            replicas=replicas,
+            batches=turns * replicas,
             stop=stop,
         )
 
@@ -424,7 +427,7 @@ def test_a_bad_example_is_named_in_a_split_larger_than_train(pets):
     with pytest.raises(tf.errors.OpError):
         evaluated(opened, "test", batch_size=4)
     examples = data.examples_of(opened, SIZE, "none")["test"]
-    elements = data.eval_elements(opened.test, examples, 1)
+    elements = data.eval_elements(opened.test, examples)
     with pytest.raises(ValueError, match=f"example 5 of {opened.test.files[-1]}"):
         data.explain(opened, examples, elements)
 
@@ -432,7 +435,7 @@ def test_a_bad_example_is_named_in_a_split_larger_than_train(pets):
 def test_ids_of_a_refusal_are_stored_ones_with_the_ignored_id(shapes):
     opened = open_shapes(shapes(train=6, test=4), ignore_id=254)
     examples = data.examples_of(opened, SIZE, "none")["test"]
-    elements = data.eval_elements(opened.test, examples, 1)
+    elements = data.eval_elements(opened.test, examples)
     with pytest.raises(ValueError, match=r"mask ids 0\.\.1 or 254, got \[0, 1, 255\]"):
         data.explain(opened, examples, elements)
 

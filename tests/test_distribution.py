@@ -1,5 +1,7 @@
 """Where the replicas live, and the batches that they can share."""
 
+import json
+
 import pytest
 import tensorflow as tf
 
@@ -103,3 +105,102 @@ def test_global_batch_that_replicas_do_not_divide_is_refused_with_the_nearest(
         f"global_batch_size must be a multiple of the {replicas} replicas, got {total};"
         f" nearest: {nearest}"
     )
+
+
+# ---------------------------------------------------------------------------
+# Several workers
+
+
+def tf_config(cluster, job="worker", index=0):
+    return {"TF_CONFIG": json.dumps({"cluster": cluster, "task": task(job, index)})}
+
+
+def task(job, index):
+    return {"type": job, "index": index}
+
+
+TWO = {"worker": ["a:1", "b:2"]}
+VERTEX = {"chief": ["a:1"], "worker": ["b:1", "c:1"], "ps": ["d:1"], "evaluator": ["e"]}
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, None),
+        ({"TF_CONFIG": ""}, None),
+        ({"TF_CONFIG": "{}"}, None),
+        (tf_config({"chief": ["a:1"]}, "chief"), None),
+        (tf_config({"chief": ["a:1"], "ps": ["b:1", "c:1"]}, "chief"), None),
+        (tf_config(TWO), (2, 0)),
+        (tf_config(TWO, index=1), (2, 1)),
+        (tf_config(TWO, index="1"), (2, 1)),
+        (tf_config(VERTEX, "chief"), (3, 0)),
+        (tf_config(VERTEX, "worker", 1), (3, 2)),
+    ],
+)
+def test_tf_config_tells_how_many_workers_there_are_and_which_this_is(
+    environ, expected
+):
+    found = distribution.read_cluster(environ)
+    assert (found and (found.size, found.index)) == expected
+    assert found is None or set(found.jobs) <= {"chief", "worker"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "says"),
+    [
+        ({"TF_CONFIG": "{"}, "must be JSON"),
+        ({"TF_CONFIG": "[]"}, "must be JSON"),
+        (tf_config(TWO, "worker", 2), "got worker 2 in"),
+        (tf_config(TWO, "chief", 0), "got chief 0 in"),
+        (tf_config(TWO, "worker", None), "got worker None in"),
+        (tf_config(VERTEX, "ps", 0), "got ps, which this program does not serve as"),
+        (tf_config(VERTEX, "evaluator", 0), "got evaluator, which"),
+    ],
+)
+def test_a_tf_config_without_this_process_is_refused(environ, says):
+    with pytest.raises(ValueError, match="TF_CONFIG must") as refusal:
+        distribution.read_cluster(environ)
+    assert says in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (dict(name="multi_worker"), "needs TF_CONFIG with two workers or more"),
+        (dict(name="mirrored", cluster=TWO), "must be multi_worker where TF_CONFIG"),
+        (dict(name="auto", cluster=TWO, num_cpu_devices=2), "is for a single worker"),
+        (dict(name="tpu"), "strategy tpu needs a TPU, got none at local: "),
+        (dict(name="auto", tpu="local"), "strategy tpu needs a TPU, got none at local"),
+    ],
+)
+def test_what_is_not_there_is_refused_in_one_line(monkeypatch, arguments, says):
+    Devices(monkeypatch, num_gpus=0)
+    if "cluster" in arguments:
+        cluster = distribution.Cluster(arguments["cluster"], "worker", 0)
+        arguments = {**arguments, "cluster": cluster}
+    with pytest.raises(ValueError) as refusal:
+        distribution.make_strategy(**arguments)
+    assert says in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_one_worker_has_nobody_to_agree_with():
+    strategy = tf.distribute.get_strategy()
+    workers = distribution.Workers(strategy, 0, 1)
+    assert workers.is_chief
+    assert workers.totals(3, 4) == workers.chiefs(3, 4) == [3, 4]
+    workers.wait()
+
+
+def test_what_tensorflow_says_of_a_lost_worker_becomes_one_line():
+    said = (
+        "Graph execution error:\n\nCollective ops is aborted by: Socket closed\n"
+        "Additional GRPC error information from remote target "
+        "/job:worker/replica:0/task:1 while calling /tensorflow.WorkerService/RecvBuf"
+    )
+    error = tf.errors.UnavailableError(None, None, said)
+    line = "worker 1 is gone or gave no answer in time, so that the others stop"
+    with pytest.raises(OSError, match=line), distribution.losses_told(2):
+        raise error
+    with pytest.raises(tf.errors.UnavailableError), distribution.losses_told(1):
+        raise error

@@ -45,6 +45,7 @@ def one_layer(strategy):
 def evaluated(opened, strategy, network, batch_size):
     replicas = strategy.num_replicas_in_sync
     examples = data.examples_of(opened, SIZE, "none")["test"]
+    turns = -(-TEST_EXAMPLES // (batch_size * replicas))
 
     def stream(stop):
         return data.eval_batches(
@@ -53,11 +54,10 @@ def evaluated(opened, strategy, network, batch_size):
             examples,
             image_size=SIZE,
             batch_size=batch_size,
-            replicas=replicas,
+            batches=turns * replicas,
             stop=stop,
         )
 
-    turns = -(-TEST_EXAMPLES // (batch_size * replicas))
     run = evaluate.make_evaluate(strategy, network, NAMES)
     with data.iterator(stream, strategy) as batches:
         return run(batches, turns)

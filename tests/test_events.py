@@ -10,6 +10,11 @@ SUFFIX = ".0123.v2"
 NOISE = np.random.default_rng(0).integers(0, 256, (600, 600, 3), np.uint8)
 
 
+def up_to(step):
+    """Returns what keeps the events of a step and before."""
+    return lambda at, tags: at <= step
+
+
 @pytest.fixture
 def written(tmp_path):
     """Writes events of the steps 2, 4 and 6, and returns their file."""
@@ -22,14 +27,14 @@ def written(tmp_path):
 
 
 def test_trimming_removes_later_events_only(written):
-    events.trim(str(written.parent), SUFFIX, up_to_step=4)
+    events.trim(str(written.parent), SUFFIX, up_to(4))
     assert runs.events(written.parent) == {("loss", 2): 1, ("loss", 4): 1}
     assert list(written.parent.iterdir()) == [written]
 
 
 def test_a_file_that_needs_no_trimming_is_left_as_it_is(written):
     before = written.stat()
-    events.trim(str(written.parent), SUFFIX, up_to_step=6)
+    events.trim(str(written.parent), SUFFIX, up_to(6))
     after = written.stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
@@ -37,7 +42,7 @@ def test_a_file_that_needs_no_trimming_is_left_as_it_is(written):
 @pytest.mark.parametrize("cut", [1, 10, 20])
 def test_trimming_removes_a_torn_tail_and_keeps_what_is_before(written, cut):
     written.write_bytes(written.read_bytes()[:-cut])
-    events.trim(str(written.parent), SUFFIX, up_to_step=6)
+    events.trim(str(written.parent), SUFFIX, up_to(6))
     assert runs.events(written.parent) == {("loss", 2): 1, ("loss", 4): 1}
 
 
@@ -73,6 +78,6 @@ def test_a_store_of_objects_gets_files_of_bounded_size_each_event_once(tmp_path)
 def test_events_in_a_bucket_are_trimmed_there(gcs, gcs_bucket, gcs_here, written):
     path = f"gs://{gcs_bucket}/logs/{written.name}"
     files.write(path, written.read_bytes())
-    events.trim(f"gs://{gcs_bucket}/logs", SUFFIX, up_to_step=4)
+    events.trim(f"gs://{gcs_bucket}/logs", SUFFIX, up_to(4))
     written.write_bytes(gcs.get(path))
     assert runs.events(written.parent) == {("loss", 2): 1, ("loss", 4): 1}

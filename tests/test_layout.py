@@ -33,12 +33,12 @@ LEAVES = {
         "losses",
         "pictures",
     ),
-    *("bucket", "lease", "metrics", "order", "saver", "sums"),
+    *("bucket", "interruption", "lease", "metrics", "order", "saver", "sums"),
 }
 COMMANDS = {"evaluate", "export", "predict", "prepare"}
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
-    "task": {"config", "job", "train"},
+    "task": {"config", "distribution", "interruption", "job", "train"},
     "lease_gcs": {"bucket", "lease"},
     "train": MODULES - {"task", "train"},
     "judge": {"data", "dataset", "evaluate", "feed", "job", "pictures", "report"},
@@ -47,12 +47,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{name: MODULES - {"task", "train", name} for name in COMMANDS},
     "checkpoint": {"distribution", "files"},
     "data": {"augment", "dataset", "examples", "order"},
-    "interruption": {"distribution"},
     "model": {"sums"},
     "distribution": {"sums"},
     "report": {"events", "files", "pictures"},
     "events": {"files"},
-    "step": {"losses"},
+    "step": {"losses", "sums"},
     "evaluate": {"losses", "metrics"},
     **{name: set() for name in LEAVES},
 }

@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import checkpoint, config, job, report, task, train
+from trainer import checkpoint, config, interruption, job, report, task, train
+from trainer.judge import Judge
 
 KEPT = "; step-00000002 is kept, the same command goes on from it"
 SMALL = [
@@ -267,19 +269,64 @@ def heard():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture
+def notice(monkeypatch: pytest.MonkeyPatch) -> interruption.Notice:
+    """Returns the notice that the next run heeds, which no signal reaches."""
+    made = interruption.Notice(grace_seconds=60)
+    monkeypatch.setattr(
+        interruption, "listening", lambda *_: contextlib.nullcontext(made)
+    )
+    return made
+
+
+@pytest.mark.parametrize(("told_by", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_run_that_is_told_to_stop_saves_at_the_next_step(
+    told_by, code, stopped, begun, notice, monkeypatch, tmp_path, capfd
+):
+    progress = report.Reporter.progress
+
+    def told(self: report.Reporter, *args: Any) -> None:
+        progress(self, *args)
+        notice.tell(told_by, code)
+
+    monkeypatch.setattr(report.Reporter, "progress", told)
+    assert stopped(code=code) == (
+        f"interrupted after step 3 ({told_by}); step-00000003 is kept, the same command "
+        "goes on from it"
+    )
+    directory = str(tmp_path / "run" / "checkpoints")
+    assert checkpoint.pointer(directory)["latest"] == "step-00000003"
+
+
+def test_a_run_that_is_told_to_stop_while_it_evaluates_does_so_again_later(
+    stopped, begun, notice, monkeypatch, tmp_path, capfd
+):
+    metrics = Judge.metrics
+
+    def evaluated() -> list[int]:
+        lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+        return [r["step"] for r in map(json.loads, lines) if r["kind"] == "eval"]
+
+    def told(self: Judge, *args: Any) -> dict:
+        notice.tell("SIGTERM")
+        return metrics(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Judge, "metrics", told)
+        line = stopped(code=143)
+    # Saved at step 2, which is to be judged, before: nothing is written over.
+    assert line.startswith("interrupted after step 2 (SIGTERM); step-00000002 is kept")
+    assert evaluated() == []
+    notice.reason = None
+    assert task.main(begun) == 0
+    capfd.readouterr()
+    assert evaluated() == [2, 4]
+
+
 @pytest.mark.usefixtures("heard")
-def test_ctrl_c_ends_with_130_and_one_line(stopped, tmp_path, monkeypatch):
-    def interrupted(*_) -> None:
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(report.Reporter, "progress", interrupted)
-    assert stopped(code=130) == f"interrupted after step 3{KEPT}"
-    assert same_checkpoint(tmp_path)
-
-
-@pytest.mark.usefixtures("heard")
-def test_ctrl_c_before_the_first_step_says_so(stopped, tmp_path, monkeypatch):
-    def interrupted(*_, **__) -> None:
+def test_ctrl_c_before_the_first_step_says_so(stopped, notice, tmp_path, monkeypatch):
+    def interrupted(*_: Any, **__: Any) -> None:
+        notice.tell("SIGINT", 130)
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(job, "prepare", interrupted)
@@ -309,9 +356,10 @@ def test_ctrl_c_stops_a_process_that_trains(data_dir, tmp_path):
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     *log, line = err.splitlines()
-    assert out == "" and all(line.startswith("[") for line in log), err
+    assert out == "" and log.pop() == "Stopping: SIGINT. Once more leaves at once"
+    assert all(line.startswith("[") for line in log), err
     assert re.fullmatch(
-        r"segtrainer: interrupted after step \d+; step-\d{8} is kept, the same command "
+        r"segtrainer: interrupted after step (\d+) \(SIGINT\); step-0*\1 is kept, the same command "
         "goes on from it",
         line,
     )
@@ -381,7 +429,11 @@ def test_a_run_whose_best_checkpoint_is_damaged_finishes_with_the_last(
         return work
 
     monkeypatch.setattr(train, "save", spoilt)
-    monkeypatch.setattr(train, "best", lambda run: run.state["evaluations"][0])
+    monkeypatch.setattr(
+        train,
+        "best",
+        lambda run: max(run.state["evaluations"], key=lambda e: e["step"] == 4),
+    )
     assert task.main([*begun, "--total_steps=6"]) == 0
     log = capfd.readouterr().err
     path = tmp_path / "run" / "checkpoints" / "step-00000004.npz"

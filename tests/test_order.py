@@ -111,3 +111,65 @@ def test_epochs_follow_each_other_without_a_gap_or_a_repeat():
     for epoch in range(3):
         ids = [id for e, id in pairs if e == epoch]
         assert ids == epoch_order([3, 4], epoch=epoch).tolist()
+
+
+# ---------------------------------------------------------------------------
+# Several workers
+
+
+def first_steps(lengths, size, count, start=0):
+    """Returns epochs and examples of the first steps, (count, size) each."""
+    parts = order.steps(lengths, seed=1, window=1000, start=start, size=size)
+    found: list = [[], []]
+    while len(found[0]) < count:
+        for rows, more in zip(found, next(parts), strict=True):
+            rows.extend(more)
+    return (np.array(rows[:count]) for rows in found)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 12, 100])
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_a_step_takes_what_the_order_gives_it(lengths, size):
+    epochs, examples = first_steps(lengths, size, 9)
+    expected = stream(lengths, 0, 9 * size, seed=1, window=1000)
+    for step in range(9):
+        pairs = zip(epochs[step].tolist(), examples[step].tolist(), strict=True)
+        assert sorted(pairs) == sorted(expected[step * size : (step + 1) * size])
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_a_run_that_starts_at_a_step_goes_on_as_one_that_came_there(lengths):
+    whole = [part[5:] for part in first_steps(lengths, 4, 12)]
+    late = list(first_steps(lengths, 4, 7, start=20))
+    np.testing.assert_array_equal(whole, late)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_workers_share_a_step_without_gap_or_overlap(lengths, workers):
+    _, examples = first_steps(lengths, 12, 7)
+    parts = [order.part(examples, worker, workers) for worker in range(workers)]
+    assert {part.shape for part in parts} == {(7, 12 // workers)}
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), examples)
+
+
+@pytest.mark.parametrize("workers", [2, 4, 8])
+def test_with_as_many_alike_shards_as_workers_each_reads_its_own(workers):
+    lengths = [50] * workers
+    _, examples = first_steps(lengths, 4 * workers, 40)
+    for worker in range(workers):
+        own = shards_of(order.part(examples, worker, workers).ravel(), lengths)
+        assert set(own) == {worker}
+
+
+def read_by(lengths, workers, size=32):
+    return order.times_read(lengths, seed=1, window=1000, size=size, workers=workers)
+
+
+def test_how_often_the_examples_are_read_is_counted():
+    assert read_by([320] * 4, 1) == pytest.approx(1, abs=0.01)
+    assert read_by([320] * 4, 4) == pytest.approx(1, abs=0.01)
+    assert read_by([320] * 4, 2) == pytest.approx(1, abs=0.01)
+    # All read the only shard; of unlike ones, the heads of a few.
+    assert read_by([640], 2) == pytest.approx(2, abs=0.02)
+    assert 1 < read_by([331, 328, 330, 327], 4) < 1.5

@@ -375,7 +375,7 @@ def test_jit_compile_is_refused_where_auto_finds_several_replicas(
     refused: Callable, places: dict, tmp_path: pathlib.Path, monkeypatch
 ):
     strategy = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
-    monkeypatch.setattr(job.distribution, "make_strategy", lambda *_: strategy)
+    monkeypatch.setattr(job.distribution, "make_strategy", lambda *_, **__: strategy)
     line = refused(*flags(places["pets"], tmp_path / "run"), "--jit_compile")
     assert line == (
         "jit_compile works with one replica only, got 2; add --strategy=one_device"

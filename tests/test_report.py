@@ -159,13 +159,28 @@ def test_a_restart_doubles_no_event(reporter, tmp_path):
     for at in (2, 4, 6):
         one.train({"step": at, "loss": 1.0})
         one.picture(f"step-{at:08d}", PICTURE, at)
-    again = reporter(4)
+    again = reporter(4, evaluations=[evaluation(4)])
     again.train({"step": 6, "loss": 1.0})
     again.picture("step-00000006", PICTURE, 6)
     again.close()
     found = events(tmp_path / "logs")
     tags = [(tag, at) for tag in ("loss", "predictions") for at in (2, 4, 6)]
     assert found == dict.fromkeys(tags, 1)
+
+
+def test_an_evaluation_that_is_made_again_is_shown_once(reporter, tmp_path):
+    one = reporter()
+    one.train({"step": 4, "loss": 1.0})
+    one.evaluation(evaluation(4))
+    one.picture("step-00000004", PICTURE, 4)
+    one.time_spent(4, {"goodput": 0.5, "seconds_of": {"stepping": 1.0}})
+    shown = events(tmp_path / "logs")
+    again = reporter(4)  # A checkpoint of step 4 that knows of no evaluation.
+    assert events(tmp_path / "logs") == {("loss", 4): 1}
+    again.evaluation(evaluation(4))
+    again.picture("step-00000004", PICTURE, 4)
+    again.time_spent(4, {"goodput": 0.25, "seconds_of": {"stepping": 1.0}})
+    assert events(tmp_path / "logs") == shown
 
 
 def test_pictures_of_the_beginning_are_not_doubled_by_a_restart_at_step_0(
@@ -183,7 +198,7 @@ def test_pictures_of_the_end_are_not_doubled_by_a_restart_at_the_last_step(
     reporter, tmp_path
 ):
     for step in (0, 100):
-        one = reporter(step)
+        one = reporter(step, evaluations=[evaluation(100)])
         if not step:
             one.picture("step-00000100", PICTURE, 100)
             one.picture("curves", PICTURE, 100)

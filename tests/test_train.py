@@ -3,12 +3,14 @@
 import json
 import math
 import pathlib
+import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import checkpoint, evaluate, judge, task, train
+from tests import runs
+from trainer import checkpoint, config, evaluate, job, judge, task, train
 
 SMALL = ["--image_size=32", "--num_pictures=1", "--cache=memory", "--log_every_steps=1"]
 
@@ -292,3 +294,21 @@ def test_each_way_to_train_runs_and_is_saved(trained, flags):
         np.dtype("float32")
     }
     tf.keras.backend.clear_session()
+
+
+@pytest.mark.parametrize(("scale", "rate"), [("none", 1), ("linear", 4), ("sqrt", 2)])
+def test_the_learning_rate_of_a_new_run_is_scaled_by_its_replicas(scale, rate):
+    settings = config.Config(learning_rate=0.01, scale_learning_rate=scale)
+    strategy = types.SimpleNamespace(num_replicas_in_sync=4)
+    assert job._learning_rate(settings, strategy) == pytest.approx(0.01 * rate)
+
+
+def test_a_run_says_where_its_time_went(trained, tiny_unet):
+    job_dir = trained("--epochs=2")
+    result = read(job_dir)
+    assert result["seconds"] == pytest.approx(result["total_seconds"], rel=0.2)
+    assert result["seconds_of"]["compiling"] > 0
+    assert result["seconds_of"]["lost_to_restarts"] == 0
+    assert 0 < result["goodput"] < 1
+    tags = {tag for tag, _ in runs.events(job_dir / "logs")}
+    assert {"goodput", "seconds/stepping", "seconds/lost_to_restarts"} <= tags

@@ -40,6 +40,11 @@ class Checkpoint:
     state: dict[str, Any]  # JSON: what is not a variable; "step" among it.
 
 
+def name_of(step: int) -> str:
+    """Returns the name of the checkpoint of a step."""
+    return f"step-{step:08d}"
+
+
 def named_variables(
     model: keras.Model, optimizer: keras.Optimizer | None = None
 ) -> dict[str, keras.Variable]:
@@ -99,7 +104,7 @@ def save(
         OSError: If the file is not as long as what was written.
     """
     files.make_directory(directory)
-    name = f"step-{state['step']:08d}"
+    name = name_of(state["step"])
     path = os.path.join(directory, f"{name}.npz")
     everything: dict[str, Any] = {**arrays, STATE: np.array(json.dumps(state))}
     with files.writing(path) as file:

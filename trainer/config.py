@@ -92,6 +92,7 @@ class Config:
     global_batch_size: int | None = setting("Training", None, "Examples per step over all replicas, instead of batch_size.", low=1)
     optimizer: str = setting("Training", "adam", "Rule of the update.", choices=("adam", "adamw"), identity=True)
     learning_rate: float = setting("Training", 1e-3, "Learning rate, after warm-up.", low=0, identity=True)
+    scale_learning_rate: str = setting("Training", "none", "What the learning rate of a new run is multiplied by: nothing, its replicas, or their square root.", choices=("none", "linear", "sqrt"), identity=True)
     schedule: str = setting("Training", "constant", "Learning rate after warm-up; cosine falls to 0 at the last step.", choices=("constant", "cosine"), identity=True)
     warmup_steps: int = setting("Training", 0, "Steps over which the learning rate rises from 0.", low=0, identity=True)
     weight_decay: float = setting("Training", 0.0, "Decoupled weight decay of adamw, per unit of learning rate.", low=0, identity=True)
@@ -116,7 +117,10 @@ class Config:
     lease_seconds: float = setting("Output", 120.0, "Seconds without a sign of life after which another run may take over a job_dir on gs://.", low=1)
     num_pictures: int = setting("Output", 4, "Examples in each picture of predictions.", low=1, high=64)
 
-    strategy: str = setting("Devices", "auto", "Where the replicas live; auto takes all GPUs, else one CPU.", choices=("auto", "one_device", "mirrored"))
+    strategy: str = setting("Devices", "auto", "Where the replicas live; auto takes the TPU that is named, the workers of TF_CONFIG, all GPUs, else one CPU.", choices=("auto", "one_device", "mirrored", "multi_worker", "tpu"))
+    tpu: str | None = setting("Devices", None, "The TPU: local for that of this host, or an address.")
+    worker_timeout_seconds: float = setting("Devices", 600.0, "Seconds to wait for another worker, at the start and at any step, before the run stops.", low=1)
+    grace_seconds: float = setting("Devices", 9.0, "Seconds from a notice to stop, such as SIGTERM, after which the process leaves even if it has not saved.", low=0)
     num_cpu_devices: int | None = setting("Devices", None, "Logical CPU devices to mirror over.", low=1, high=64)
 
     fast_dev_run: bool = setting("Trying out", False, "Go through everything in a few steps, in a temporary job_dir.")
@@ -184,6 +188,23 @@ class Config:
             raise ValueError(
                 f"weight_decay needs optimizer adamw, got {self.optimizer}; add "
                 "--optimizer=adamw"
+            )
+        if self.scale_learning_rate != "none" and self.global_batch_size is not None:
+            raise ValueError(
+                "scale_learning_rate needs a batch that grows with the replicas, got "
+                f"global_batch_size={self.global_batch_size}; give batch_size instead"
+            )
+        if self.tpu is not None and self.strategy not in ("auto", "tpu"):
+            raise ValueError(
+                f"tpu needs strategy tpu, got {self.strategy}; leave one of them out"
+            )
+        if (
+            self.strategy in ("multi_worker", "tpu")
+            and self.num_cpu_devices is not None
+        ):
+            raise ValueError(
+                f"num_cpu_devices is for strategy mirrored, got {self.strategy}; leave "
+                "one of them out"
             )
         if self.strategy == "one_device" and (self.num_cpu_devices or 1) > 1:
             raise ValueError(

@@ -5,6 +5,7 @@ Letters: N examples in a batch, S side of the model's square input, C classes.
 
 import contextlib
 import itertools
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -32,7 +33,9 @@ DRAIN_TURNS = 1000  # More than any stream has under way when it is stopped.
 PADDING = -1  # In the place of the epoch: an example that fills a batch only.
 
 
-def examples_of(dataset: Dataset, image_size: int, cache: str) -> dict[str, Examples]:
+def examples_of(
+    dataset: Dataset, image_size: int, cache: str, worker: int = 0, workers: int = 1
+) -> dict[str, Examples]:
     """Returns the reader of each split; train and its cut share one.
 
     Args:
@@ -40,6 +43,8 @@ def examples_of(dataset: Dataset, image_size: int, cache: str) -> dict[str, Exam
         image_size: S, pixels.
         cache: "memory", "none", or "auto": memory where train and validation take at
             most `CACHE_SHARE` of what is free. Test is read once and never kept.
+        worker: Number of this worker.
+        workers: How many share the examples.
     """
     num_bytes = (len(dataset.train.ids) + len(dataset.val.ids)) * image_size**2 * 4
     if cache == "auto":
@@ -54,8 +59,8 @@ def examples_of(dataset: Dataset, image_size: int, cache: str) -> dict[str, Exam
     shared = dataset.val.files == dataset.train.files and size is not None
     readers["val"] = readers["train"] if shared else reader(dataset.val, size)
     if size is not None:
-        readers["train"].want(dataset.train.ids)
-        readers["val"].want(dataset.val.ids)
+        for name, split in (("train", dataset.train), ("val", dataset.val)):
+            readers[name].want(np.array_split(split.ids, workers)[worker])
     if dataset.test is not None:
         readers["test"] = reader(dataset.test, None)
     return readers
@@ -72,31 +77,52 @@ def train_elements(
     seed: int,
     window: int,
     start: int,
+    step_size: int = 1,
+    worker: int = 0,
+    workers: int = 1,
     keep: bool = False,
 ) -> Iterator[tuple[int, int, bytes]]:
-    """Yields (id, epoch, serialized) for ever, from a position of the order on."""
-    lengths = split.shard_lengths
-    for epoch, positions in order.endless(
-        lengths, seed=seed, window=window, start=start
+    """Yields (id, epoch, serialized) for ever, from a position of the order on.
+
+    Args:
+        split: The examples.
+        examples: Their reader.
+        seed: Seed of the order.
+        window: See `order.epoch_order`.
+        start: Position in the order.
+        step_size: Examples that all workers take at a step.
+        worker: Number of this worker, which takes its part of each step.
+        workers: How many there are.
+        keep: Whether to hold the examples back for who asks next.
+    """
+    for taken in order.steps(
+        split.shard_lengths, seed=seed, window=window, start=start, size=step_size
     ):
+        epochs, positions = (order.part(part, worker, workers) for part in taken)
         ids = split.ids[positions]
-        if not examples.cached:
-            examples.want(ids)
-        for id in ids.tolist():
-            yield id, epoch, examples.serialized(id, keep)
+        examples.want(ids.ravel())
+        for id, epoch in zip(ids.flat, epochs.flat, strict=True):
+            yield int(id), int(epoch), examples.serialized(int(id), keep)
 
 
 def eval_elements(
-    split: Split, examples: Examples, multiple: int
+    split: Split,
+    examples: Examples,
+    *,
+    pad_to: int = 0,
+    worker: int = 0,
+    workers: int = 1,
 ) -> Iterator[tuple[int, int, bytes]]:
-    """Yields (id, 0, serialized) of each example, then padding to a multiple."""
-    if not examples.cached:
-        examples.want(split.ids)
-    for id in split.ids.tolist():
-        serialized = examples.serialized(id)
-        yield id, 0, serialized
-    for _ in range(-len(split.ids) % multiple):
-        yield id, PADDING, serialized
+    """Yields (id, 0, serialized) of each example of a worker, then padding."""
+    ids = np.array_split(split.ids, workers)[worker]
+    examples.want(ids)
+    for id in ids.tolist():
+        yield id, 0, examples.serialized(id)
+    if len(ids) < pad_to:
+        fill = int(ids[-1] if len(ids) else split.ids[0])
+        serialized = examples.serialized(fill)
+        for _ in range(pad_to - len(ids)):
+            yield fill, PADDING, serialized
 
 
 def train_batches(
@@ -109,6 +135,9 @@ def train_batches(
     window: int,
     start: int,
     augmentation: dict[str, Any] | None,
+    step_size: int = 1,
+    worker: int = 0,
+    workers: int = 1,
     count: int | None = None,
     keep: bool = False,
     stop: threading.Event | None = None,
@@ -124,6 +153,9 @@ def train_batches(
         window: See `order.epoch_order`.
         start: Position in the order: examples that the run has seen.
         augmentation: Keyword arguments of `augment.augment`; nothing when absent.
+        step_size: Examples that all workers take at a step.
+        worker: Number of this worker, which takes its part of each step.
+        workers: How many there are.
         count: How many examples to read; for ever when absent.
         keep: Whether the next stream is to find the same examples read.
         stop: Ends the stream when set; see `iterator`.
@@ -140,6 +172,9 @@ def train_batches(
             seed=seed,
             window=window,
             start=start,
+            step_size=step_size,
+            worker=worker,
+            workers=workers,
             keep=keep,
         )
         return itertools.islice(endless, count)
@@ -165,17 +200,22 @@ def eval_batches(
     *,
     image_size: int,
     batch_size: int,
-    replicas: int = 1,
+    batches: int | None = None,
+    worker: int = 0,
+    workers: int = 1,
     stop: threading.Event | None = None,
 ) -> tf.data.Dataset:
-    """Returns the batches of a split, in stored order, each example once.
+    """Returns a worker's batches of a split, in stored order, each example once.
 
     The last are filled up with ignored pixels, so that all shapes are alike and each
-    of the replicas gets as many batches.
+    replica gets as many of the `batches`; as many as it takes when absent.
     """
 
     def elements() -> Iterator[tuple[int, int, bytes]]:
-        return eval_elements(split, examples, batch_size * replicas)
+        n = batches or math.ceil(len(split.ids) / workers / batch_size)
+        return eval_elements(
+            split, examples, pad_to=n * batch_size, worker=worker, workers=workers
+        )
 
     def ignored(
         id: tf.Tensor, epoch: tf.Tensor, image: tf.Tensor, mask: tf.Tensor
@@ -200,10 +240,11 @@ def iterator(
 
     Args:
         batches: Returns the stream; it must end when the event is set.
-        strategy: Whose replicas get a batch each at every turn.
+        strategy: Whose replicas on this worker get a batch each at every turn.
     """
     stop = threading.Event()
-    if strategy is None or strategy.num_replicas_in_sync == 1:
+    # The stream that a strategy makes is tuned: see `untuned`.
+    if strategy is None or len(strategy.extended.worker_devices) == 1:
         turns = iter(batches(stop))
     else:
         dealt = strategy.distribute_datasets_from_function(lambda _: batches(stop))

@@ -1,27 +1,179 @@
-"""Where the replicas live, and how many examples each of them gets."""
+"""Where the replicas live, which worker this process is, what workers agree on."""
+
+import contextlib
+import dataclasses
+import json
+import re
+import socket
+import time
+from collections.abc import Iterator, Mapping
 
 import tensorflow as tf
 
 from trainer import sums
 
+# Tasks that Vertex AI lists in TF_CONFIG and that take no part in the steps: the servers
+# of its reduction, shown as "ps", and evaluators. With them the strategy never starts.
+NO_WORKERS = ("ps", "evaluator")
+POLL_SECONDS = 0.5
+# What TensorFlow raises where another worker is gone or late.
+LOST = (
+    *(tf.errors.UnavailableError, tf.errors.AbortedError),
+    *(tf.errors.CancelledError, tf.errors.DeadlineExceededError),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """The workers of a run, the chief first, and which of them this process is."""
+
+    jobs: dict[str, list[str]]  # "chief" and "worker" -> HOST:PORT of each task.
+    job: str
+    task: int
+
+    @property
+    def size(self) -> int:
+        """Returns how many workers there are."""
+        return sum(map(len, self.jobs.values()))
+
+    @property
+    def index(self) -> int:
+        """Returns the number of this worker, 0 for the chief."""
+        return self.task + (
+            len(self.jobs.get("chief", ())) if self.job != "chief" else 0
+        )
+
+
+def read_cluster(environ: Mapping[str, str]) -> Cluster | None:
+    """Returns what TF_CONFIG says of several workers; None for a single one.
+
+    Raises:
+        ValueError: If it is malformed, or the process is none of the workers.
+    """
+    text = environ.get("TF_CONFIG")
+    if not text:
+        return None
+    try:
+        told = json.loads(text)
+        jobs = {job: list(tasks) for job, tasks in told.get("cluster", {}).items()}
+        job, task = told.get("task", {}).get("type"), told.get("task", {}).get("index")
+    except (ValueError, AttributeError, TypeError):
+        raise ValueError(
+            f"TF_CONFIG must be JSON with cluster and task, got {text!r}"
+        ) from None
+    jobs = {j: tasks for j, tasks in jobs.items() if j not in NO_WORKERS and tasks}
+    if job in NO_WORKERS:
+        raise ValueError(
+            f"TF_CONFIG must make this process the chief or a worker, got {job}, which "
+            "this program does not serve as; leave that worker pool out"
+        )
+    if sum(map(len, jobs.values())) < 2:
+        return None
+    # Vertex AI sends the index as text.
+    number = int(task) if str(task).isdigit() else -1
+    if set(jobs) - {"chief", "worker"} or not 0 <= number < len(jobs.get(job, ())):
+        raise ValueError(
+            f"TF_CONFIG must have this task among its chief and workers, got {job} "
+            f"{task} in {json.dumps(jobs)}"
+        )
+    return Cluster(jobs, job, number)
+
+
+class Workers:
+    """What the workers of a run tell each other; with one there is nothing to tell.
+
+    Args:
+        strategy: Where the replicas live.
+        index: Number of this worker, 0 for the chief.
+        count: How many there are.
+    """
+
+    def __init__(
+        self, strategy: tf.distribute.Strategy, index: int, count: int
+    ) -> None:
+        self.index, self.count = index, count
+        local = strategy.num_replicas_in_sync // count
+
+        def contribution(values: tf.Tensor) -> tf.Tensor:
+            context = tf.distribute.get_replica_context()
+            first = context.replica_id_in_sync_group % local == 0
+            return context.all_reduce("sum", tf.where(first, values, 0))
+
+        @tf.function
+        def total(values: tf.Tensor) -> tf.Tensor:
+            found = strategy.run(contribution, args=(values,))
+            return strategy.experimental_local_results(found)[0]
+
+        self._total = total
+
+    @property
+    def is_chief(self) -> bool:
+        """Returns whether this worker is the one that writes."""
+        return self.index == 0
+
+    def totals(self, *values: int) -> list[int]:
+        """Returns the sum of each value over all workers, each of which must ask."""
+        if self.count == 1:
+            return list(values)
+        return self._total(tf.constant(values, tf.int64)).numpy().tolist()
+
+    def chiefs(self, *values: int) -> list[int]:
+        """Returns the values that the chief has; each worker must ask."""
+        return self.totals(*(value if self.is_chief else 0 for value in values))
+
+    def wait(self) -> None:
+        """Returns when all workers have come here."""
+        self.totals(0)
+
 
 def make_strategy(
-    name: str, num_cpu_devices: int | None = None
+    name: str,
+    num_cpu_devices: int | None = None,
+    *,
+    tpu: str | None = None,
+    cluster: Cluster | None = None,
+    timeout_seconds: float = 600.0,
 ) -> tf.distribute.Strategy:
     """Returns the strategy of that name, its devices made ready.
 
     Must be called before TensorFlow makes its devices.
 
     Args:
-        name: "one_device", "mirrored" (all GPUs, or logical CPU devices), or "auto".
+        name: "one_device", "mirrored" (all GPUs, or logical CPU devices),
+            "multi_worker", "tpu", or "auto".
         num_cpu_devices: Logical CPU devices to mirror over; GPUs are left alone.
+        tpu: "local" or an address, for "tpu".
+        cluster: The workers, for "multi_worker".
+        timeout_seconds: How long to wait for another worker, at the start and at any
+            step.
 
     Raises:
-        ValueError: If there is nothing to mirror over.
+        ValueError: If what the name asks for is not there.
     """
+    if name == "auto":
+        name = _chosen(num_cpu_devices, tpu, cluster)
+    if name == "tpu":
+        return _tpu(tpu)
+    if cluster is not None and name != "multi_worker":
+        raise ValueError(
+            f"strategy must be multi_worker where TF_CONFIG names {cluster.size} "
+            f"workers, got {name}; leave --strategy out or unset TF_CONFIG"
+        )
     gpus = [] if num_cpu_devices else tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
+    if name == "multi_worker":
+        if cluster is None:
+            raise ValueError(
+                "strategy multi_worker needs TF_CONFIG with two workers or more, got "
+                "none; set it, or leave --strategy out"
+            )
+        if num_cpu_devices is not None:
+            raise ValueError(
+                "num_cpu_devices is for a single worker, got "
+                f"{num_cpu_devices} with {cluster.size} in TF_CONFIG; leave it out"
+            )
+        return _multi_worker(cluster, len(gpus), timeout_seconds)
     if num_cpu_devices is not None:
         [cpu] = tf.config.list_physical_devices("CPU")
         device = tf.config.LogicalDeviceConfiguration()
@@ -31,9 +183,6 @@ def make_strategy(
             "strategy mirrored needs GPUs or num_cpu_devices, got neither; give "
             "--num_cpu_devices=N or --strategy=one_device"
         )
-    if name == "auto":
-        several = len(gpus) > 1 or (num_cpu_devices or 1) > 1
-        name = "mirrored" if several else "one_device"
     if name == "one_device":
         return tf.distribute.OneDeviceStrategy("/gpu:0" if gpus else "/cpu:0")
     if gpus:
@@ -45,6 +194,129 @@ def make_strategy(
             accumulation_fn=sums.in_pairs
         ),
     )
+
+
+def _chosen(
+    num_cpu_devices: int | None, tpu: str | None, cluster: Cluster | None
+) -> str:
+    """Returns the strategy for what is there."""
+    if tpu is not None:
+        return "tpu"
+    if cluster is not None:
+        return "multi_worker"
+    gpus = [] if num_cpu_devices else tf.config.list_physical_devices("GPU")
+    several = len(gpus) > 1 or (num_cpu_devices or 1) > 1
+    return "mirrored" if several else "one_device"
+
+
+def _multi_worker(
+    cluster: Cluster, num_gpus: int, timeout_seconds: float
+) -> tf.distribute.Strategy:
+    """Returns the strategy of several workers, when all of them are there."""
+    addresses = [a for tasks in cluster.jobs.values() for a in tasks]
+    if cluster.index == 0:
+        _await(addresses, timeout_seconds)
+    # TensorFlow would wait an hour for the chief; only its inner part can be told.
+    from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+    from tensorflow.python.eager import context
+
+    jobs = [
+        coordination_config_pb2.CoordinatedJob(name=job, num_tasks=len(tasks))
+        for job, tasks in sorted(cluster.jobs.items())
+    ]
+    leader = "chief" if "chief" in cluster.jobs else "worker"
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader=f"/job:{leader}/replica:0/task:0",
+        cluster_register_timeout_in_ms=int(timeout_seconds * 1000),
+        coordinated_jobs=jobs,
+    )
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(
+            tf.distribute.cluster_resolver.SimpleClusterResolver(
+                tf.train.ClusterSpec(cluster.jobs),
+                task_type=cluster.job,
+                task_id=cluster.task,
+                num_accelerators={"GPU": num_gpus} if num_gpus else {},
+                rpc_layer="grpc",
+            ),
+            tf.distribute.experimental.CommunicationOptions(
+                timeout_seconds=timeout_seconds
+            ),
+        )
+    except tf.errors.OpError as error:
+        raise OSError(
+            f"worker {cluster.index} of {cluster.size} could not join the others at "
+            f"{', '.join(addresses)} within {timeout_seconds:.0f} seconds: "
+            f"{error.message.splitlines()[0]}"
+        ) from None
+
+
+def _await(addresses: list[str], timeout_seconds: float) -> None:
+    """Returns when the workers but the chief, the first, can be reached.
+
+    Within TensorFlow the chief would wait for ever, deaf to everything.
+
+    Raises:
+        OSError: Names those that cannot be.
+    """
+    give_up, missing = time.monotonic() + timeout_seconds, addresses[1:]
+    while True:
+        missing = [address for address in missing if not _is_there(address)]
+        if not missing:
+            return
+        if time.monotonic() > give_up:
+            raise OSError(
+                f"the chief of {len(addresses)} workers waited {timeout_seconds:.0f} "
+                f"seconds for {', '.join(missing)}; see why they did not start, or give "
+                "a longer --worker_timeout_seconds"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _is_there(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), POLL_SECONDS):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def _tpu(address: str | None) -> tf.distribute.Strategy:
+    """Returns the strategy of the TPU of this host, or at an address."""
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(address or "local")
+        if address not in (None, "local"):
+            tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    except (tf.errors.OpError, ValueError) as error:
+        reason = str(getattr(error, "message", error)).splitlines()[0]
+        raise ValueError(
+            f"strategy tpu needs a TPU, got none at {address or 'local'}: {reason}; "
+            "install segtrainer[tpu] on a TPU VM, or leave --tpu out"
+        ) from None
+
+
+@contextlib.contextmanager
+def losses_told(count: int) -> Iterator[None]:
+    """Makes one line of what TensorFlow raises where another of `count` is gone."""
+    try:
+        yield
+    except LOST as error:
+        if count == 1:
+            raise
+        raise OSError(
+            f"{_lost(error)} is gone or gave no answer in time, so that the others stop"
+        ) from error
+
+
+def _lost(error: tf.errors.OpError) -> str:
+    """Returns which worker TensorFlow could not reach."""
+    named = re.search(r"/job:(\w+)/replica:\d+/task:(\d+)\W", error.message)
+    # The first that is named is the one called, of the one who calls there is no word.
+    return f"{named[1]} {named[2]}" if named else "another worker"
 
 
 def global_batch(replicas: int, batch_size: int, global_batch_size: int | None) -> int:

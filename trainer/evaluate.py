@@ -16,7 +16,7 @@ STEPS_PER_CALL = 4  # A signal waits for the return of the running call.
 
 def make_evaluate(
     strategy: tf.distribute.Strategy, model: keras.Model, class_names: Sequence[str]
-) -> Callable[[Iterator, int], dict[str, float | None]]:
+) -> Callable[..., dict[str, float | None]]:
     """Returns the function that evaluates a split.
 
     Args:
@@ -25,9 +25,10 @@ def make_evaluate(
         class_names: C names.
 
     Returns:
-        (iterator of the split's batches, dealt to the replicas, and the number of its
-        turns) -> metrics by name: `loss`, plain cross-entropy in nats per counted pixel whatever is trained on, and those
-        of `metrics.summary`; None for a class that does not occur.
+        (iterator of the split's batches, dealt to the replicas, the number of its turns,
+        and what to call every few of them) -> metrics by name: `loss`, plain
+        cross-entropy in nats per counted pixel whatever is trained on, and those of
+        `metrics.summary`; None for a class that does not occur.
     """
     num_classes = len(class_names)
 
@@ -56,10 +57,13 @@ def make_evaluate(
             )
         return confusion, loss, pixels
 
-    def evaluate(iterator: Iterator, turns: int) -> dict[str, float | None]:
+    def evaluate(
+        iterator: Iterator, turns: int, check: Callable[[], None] = lambda: None
+    ) -> dict[str, float | None]:
         confusion = np.zeros((num_classes, num_classes), np.int64)
         loss = pixels = 0.0
         for start in range(0, turns, STEPS_PER_CALL):
+            check()
             n = min(turns - start, STEPS_PER_CALL)
             part = run(iterator, tf.constant(n))
             confusion += part[0].numpy()

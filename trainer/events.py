@@ -7,6 +7,7 @@ local disk, in files of bounded size, and what is new there is written at each s
 import contextlib
 import os
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -73,16 +74,13 @@ class Events:
         )
 
 
-def trim(
-    log_dir: str, suffix: str, *, up_to_step: int, again: frozenset[str] = frozenset()
-) -> None:
+def trim(log_dir: str, suffix: str, keeps: Callable[[int, set[str]], bool]) -> None:
     """Rewrites the files that hold what will be written again, or a torn event.
 
     Args:
         log_dir: Where the files are.
         suffix: How the names of the run's own end.
-        up_to_step: Events of later steps are removed,
-        again: and events with one of these tags, whatever their step.
+        keeps: Says of an event's step and tags whether it stays.
     """
     for path in tf.io.gfile.glob(
         os.path.join(log_dir, f"events.out.tfevents.*{suffix}")
@@ -92,7 +90,7 @@ def trim(
             for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
                 event = Event.FromString(record)
                 tags = {value.tag for value in event.summary.value}
-                if event.step <= up_to_step and not tags & again:
+                if keeps(event.step, tags):
                     kept.append(record)
                 else:
                     trimmed = True

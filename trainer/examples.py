@@ -57,7 +57,7 @@ class Examples:
     def want(self, ids: np.ndarray) -> None:
         """Says which examples to hold back when the reading passes them."""
         with self._lock:
-            self._wanted[ids] = True
+            self._wanted[ids] = ~self._held[ids] if self.cached else True
 
     def serialized(self, id: int, keep: bool = False) -> bytes:
         """Returns an example as stored; empty where it is in the cache.

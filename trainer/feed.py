@@ -22,7 +22,13 @@ def train_batches(
         peek: Of so many examples, one batch of the first ones, which are not used up.
     """
     settings, at = job.settings, job.state["step"]
-    left = (job.total_steps - at) * job.global_batch_size
+    workers = job.workers
+    left = (job.total_steps - at) * job.global_batch_size // workers.count
+    share: dict[str, int] = {}
+    if peek is None:
+        share = dict(
+            step_size=job.global_batch_size, worker=workers.index, workers=workers.count
+        )
 
     def batches(stop: threading.Event) -> tf.data.Dataset:
         return data.train_batches(
@@ -34,6 +40,7 @@ def train_batches(
             window=settings.shuffle_window,
             start=at * job.global_batch_size,
             augmentation=_augmentation(settings),
+            **share,
             count=peek or left,
             keep=peek is not None,
             stop=stop,
@@ -43,9 +50,11 @@ def train_batches(
 
 
 def eval_batches(
-    job: Job, split: Split, name: str, batch_size: int, replicas: int
+    job: Job, split: Split, name: str, batch_size: int, turns: int
 ) -> Callable[[threading.Event], tf.data.Dataset]:
-    """Returns the batches of a split."""
+    """Returns this worker's batches of a split, one for each replica at every turn."""
+    workers = job.workers
+    replicas = job.strategy.num_replicas_in_sync // workers.count
 
     def batches(stop: threading.Event) -> tf.data.Dataset:
         return data.eval_batches(
@@ -54,7 +63,27 @@ def eval_batches(
             job.examples[name],
             image_size=job.settings.image_size,
             batch_size=batch_size,
-            replicas=replicas,
+            batches=turns * replicas,
+            worker=workers.index,
+            workers=workers.count,
+            stop=stop,
+        )
+
+    return batches
+
+
+def first_examples(
+    job: Job, split: Split, name: str
+) -> Callable[[threading.Event], tf.data.Dataset]:
+    """Returns a batch of the first examples of a split, for a picture."""
+
+    def batches(stop: threading.Event) -> tf.data.Dataset:
+        return data.eval_batches(
+            job.dataset,
+            split,
+            job.examples[name],
+            image_size=job.settings.image_size,
+            batch_size=min(job.settings.num_pictures, len(split.ids)),
             stop=stop,
         )
 
@@ -69,6 +98,9 @@ def explain(job: Job) -> None:
         seed=job.settings.seed,
         window=job.settings.shuffle_window,
         start=job.state["step"] * job.global_batch_size,
+        step_size=job.global_batch_size,
+        worker=job.workers.index,
+        workers=job.workers.count,
     )
     data.explain(job.dataset, job.examples["train"], elements)
 

@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import json
 import math
 import os
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +36,7 @@ class Job:
     settings: config.Config
     directories: config.Directories
     strategy: tf.distribute.Strategy
+    workers: distribution.Workers
     dataset: dataset.Dataset
     examples: dict[str, examples.Examples]
     model: keras.Model
@@ -74,7 +77,10 @@ def new_state(settings: config.Config, examples: list[int]) -> dict[str, Any]:
         "batch_size": settings.batch_size,
         "global_batch_size": None,
         "class_names": None,
+        "learning_rate": None,  # As scaled when the run began.
         "seconds": 0.0,  # Of training, over all restarts.
+        "seconds_of": {},  # Of all its processes, by use; see `clock`.
+        "time_saved": None,  # Seconds since 1970.
         "evaluations": [],  # {"step": ..., "val_...": ...}, one each.
         "loss_sum": 0.0,  # Of the steps since the last row of metrics.jsonl,
         "loss_steps": 0,  # and how many they are.
@@ -88,8 +94,11 @@ def prepare(
     cloud_job_id: str | None = None,
     in_trial: bool = False,
     fence: Callable[[], None] = lambda: None,
+    cluster: distribution.Cluster | None = None,
 ) -> Job:
     """Returns the run, new or restored. Writes nothing but job_dir/config.json, last.
+
+    With several workers, each prepares the same run, and the chief alone writes.
 
     Args:
         settings: The settings.
@@ -97,10 +106,16 @@ def prepare(
         cloud_job_id: Id of the cloud job that this process belongs to.
         in_trial: Whether a tuner waits for `hp_metric`.
         fence: Asked before a write that another run's may clash with.
+        cluster: The workers, where there are several.
 
     Raises:
         ValueError: One line: what is wrong, and the way out.
     """
+    if cluster is not None and settings.fast_dev_run:
+        raise ValueError(
+            f"fast_dev_run is for a single worker, got {cluster.size} in TF_CONFIG; "
+            "their temporary job_dirs would differ: give a job_dir and few total_steps"
+        )
     failed = report.read_failed(directories.job)
     if failed and cloud_job_id and failed.get("cloud_job_id") == cloud_job_id:
         raise ValueError(
@@ -118,15 +133,30 @@ def prepare(
             "with a result.json and none; give another --job_dir for a new run"
         )
 
-    strategy = distribution.make_strategy(settings.strategy, settings.num_cpu_devices)
+    strategy = distribution.make_strategy(
+        settings.strategy,
+        settings.num_cpu_devices,
+        tpu=settings.tpu,
+        cluster=cluster,
+        timeout_seconds=settings.worker_timeout_seconds,
+    )
+    workers = distribution.Workers(
+        strategy, *((cluster.index, cluster.size) if cluster else (0, 1))
+    )
+    _check_same_flags(workers, settings)
+    saved = _as_the_chief(workers, directories.checkpoints, saved)
     global_batch_size = _global_batch(settings, strategy, saved)
     if settings.jit_compile and strategy.num_replicas_in_sync > 1:
         raise ValueError(
             "jit_compile works with one replica only, got "
             f"{strategy.num_replicas_in_sync}; add --strategy=one_device"
         )
-    if settings.deterministic:
+    on_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
+    if settings.deterministic and not on_tpu:  # Which knows no other way.
         tf.config.experimental.enable_op_determinism()
+    state |= saved.state if saved else {}
+    if state["learning_rate"] is None:
+        state["learning_rate"] = _learning_rate(settings, strategy)
     num_examples = len(opened.train.ids)
     total_steps = settings.total_steps or math.ceil(
         settings.epochs * num_examples / global_batch_size
@@ -146,7 +176,7 @@ def prepare(
         optimizer = step.make_optimizer(
             unet,
             name=settings.optimizer,
-            learning_rate=settings.learning_rate,
+            learning_rate=state["learning_rate"],
             schedule=settings.schedule,
             warmup_steps=settings.warmup_steps,
             total_steps=total_steps,
@@ -158,14 +188,17 @@ def prepare(
         settings=settings,
         directories=directories,
         strategy=strategy,
+        workers=workers,
         dataset=opened,
-        examples=data.examples_of(opened, settings.image_size, settings.cache),
+        examples=data.examples_of(
+            opened, settings.image_size, settings.cache, workers.index, workers.count
+        ),
         model=unet,
         optimizer=optimizer,
         loss_scale=loss_scale,
         global_batch_size=global_batch_size,
         total_steps=total_steps,
-        state=state | (saved.state if saved else {}),
+        state=state,
         latest=saved.name if saved else None,
         cloud_job_id=cloud_job_id,
         in_trial=in_trial,
@@ -183,12 +216,15 @@ def prepare(
             raise ValueError(
                 f"init_from must fit the model, got {settings.init_from}: {error}"
             ) from None
+    if not workers.is_chief:
+        return job
     fence()
     report.write_config(
         directories.job,
         config.to_dict(settings),
         devices=[d.name for d in tf.config.list_logical_devices()],
         replicas=strategy.num_replicas_in_sync,
+        workers=workers.count,
         global_batch_size=global_batch_size,
         total_steps=total_steps,
         dataset=dict(
@@ -202,11 +238,18 @@ def prepare(
     return job
 
 
-def check_places(settings: config.Config, directories: config.Directories) -> None:
+def check_places(
+    settings: config.Config, directories: config.Directories, writes: bool = True
+) -> None:
     """Raises ValueError if the run cannot read or write where it is to.
 
     A bucket that is not there or that denies a right, a job_dir of another program, a
     file in the way. Writes nothing that stays.
+
+    Args:
+        settings: The settings.
+        directories: Where the run writes.
+        writes: Whether this process does, as the chief of the workers.
     """
     written = {
         "job_dir": directories.job,
@@ -225,15 +268,17 @@ def check_places(settings: config.Config, directories: config.Directories) -> No
             continue  # A directory in job_dir is asked for with it.
         from trainer import bucket  # Its libraries take a second: only where needed.
 
-        may_write = setting in written or settings.download
+        may_write = writes and (setting in written or settings.download)
         bucket.check(setting, directory, bucket.WRITE if may_write else bucket.READ)
+    if not writes:
+        return
     report.check_job_dir(directories.job)
     report.check_directory("checkpoint_dir", directories.checkpoints)
     report.check_directory("log_dir", directories.logs)
 
 
 def hold_lease(
-    directory: str, job_id: str | None, seconds: float
+    directory: str, job_id: str | None, seconds: float, writes: bool = True
 ) -> contextlib.AbstractContextManager[Callable[[], None]]:
     """Returns the lease on a job_dir; it gives what raises OSError when it is lost.
 
@@ -241,7 +286,10 @@ def hold_lease(
         directory: The job_dir.
         job_id: Id of the cloud job that this process belongs to.
         seconds: Time without renewal after which one on gs:// is anybody's.
+        writes: Whether this process does; one that does not needs none.
     """
+    if not writes:
+        return contextlib.nullcontext(lambda: None)
     owner = lease.this_process(job_id)
     if directory.startswith("gs://"):
         from trainer import lease_gcs
@@ -304,6 +352,47 @@ def _check_same_run(state: dict[str, Any], saved: checkpoint.Checkpoint) -> None
             f"{saved.state['examples']} examples in the shards of train and in "
             f"validation, got {state['examples']}; give another --job_dir for a new run"
         )
+
+
+def _check_same_flags(workers: distribution.Workers, settings: config.Config) -> None:
+    """Raises ValueError if this worker was not given what the chief was."""
+    own = {"data_dir", "download"}  # May be another place on each machine.
+    shared = {k: v for k, v in config.to_dict(settings).items() if k not in own}
+    digest = zlib.crc32(json.dumps(shared, sort_keys=True).encode())
+    if workers.chiefs(digest) != [digest]:
+        raise ValueError(
+            f"all workers must be given the same flags, got worker {workers.index} with "
+            "others than the chief; start them with one command"
+        )
+
+
+def _as_the_chief(
+    workers: distribution.Workers, directory: str, saved: checkpoint.Checkpoint | None
+) -> checkpoint.Checkpoint | None:
+    """Returns what the chief restores, which another worker may have seen otherwise.
+
+    Raises:
+        ValueError: If this worker cannot read it.
+    """
+    [at] = workers.chiefs(saved.state["step"] if saved else -1)
+    if at == (saved.state["step"] if saved else -1):
+        return saved
+    if at < 0:
+        return None
+    try:
+        return checkpoint.load(directory, checkpoint.name_of(at))
+    except ValueError as error:
+        raise ValueError(
+            f"job_dir must be one that all workers read, got {directory}, where worker "
+            f"{workers.index} does not find what the chief goes on from: {error}"
+        ) from None
+
+
+def _learning_rate(settings: config.Config, strategy: tf.distribute.Strategy) -> float:
+    """Returns the learning rate of a new run."""
+    replicas = strategy.num_replicas_in_sync
+    scales = {"none": 1.0, "linear": replicas, "sqrt": math.sqrt(replicas)}
+    return settings.learning_rate * scales[settings.scale_learning_rate]
 
 
 def _global_batch(

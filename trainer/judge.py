@@ -1,6 +1,7 @@
 """Judges the model as it is: the metrics of a split, pictures of what it predicts."""
 
 import math
+from collections.abc import Callable
 
 from absl import logging
 
@@ -11,10 +12,18 @@ from trainer.report import Reporter
 
 
 class Judge:
-    """Evaluates and draws the model as it is, with programs that are traced once."""
+    """Evaluates and draws the model as it is, with programs that are traced once.
 
-    def __init__(self, job: Job, reporter: Reporter) -> None:
-        self._job, self._reporter = job, reporter
+    Args:
+        job: The run; all workers evaluate.
+        reporter: Of the worker that writes; the others draw nothing.
+        check: Called every few steps of an evaluation; raises what is to end it.
+    """
+
+    def __init__(
+        self, job: Job, reporter: Reporter | None, check: Callable[[], None]
+    ) -> None:
+        self._job, self._reporter, self._check = job, reporter, check
         names = job.dataset.class_names
         self._evaluate = evaluate.make_evaluate(job.strategy, job.model, names)
         self._predict = evaluate.make_predict(job.strategy, job.model)
@@ -25,6 +34,8 @@ class Judge:
         found = self.metrics(job.dataset.val, "val")
         row = {"step": at, **{f"val_{name}": value for name, value in found.items()}}
         job.state["evaluations"].append(row)
+        if self._reporter is None:
+            return
         self._reporter.evaluation(row)
         self.draw(f"step-{at:08d}", job.dataset.val, "val")
         rows = [row for row in self._reporter.rows if row["kind"] == "train"]
@@ -33,16 +44,20 @@ class Judge:
 
     def metrics(self, split: Split, name: str) -> dict[str, float | None]:
         """Returns the metrics of a split, named as `metrics.summary` names them."""
-        job, replicas = self._job, self._job.strategy.num_replicas_in_sync
+        job, workers = self._job, self._job.workers
+        replicas = job.strategy.num_replicas_in_sync // workers.count
+        most = math.ceil(len(split.ids) / workers.count)  # Examples of a worker.
         batch_size = job.settings.eval_batch_size or job.batch_size
-        batch_size = min(batch_size, math.ceil(len(split.ids) / replicas))
-        turns = math.ceil(len(split.ids) / (batch_size * replicas))
-        stream = feed.eval_batches(job, split, name, batch_size, replicas)
+        batch_size = min(batch_size, math.ceil(most / replicas))
+        turns = math.ceil(most / (batch_size * replicas))
+        stream = feed.eval_batches(job, split, name, batch_size, turns)
         try:
             with data.iterator(stream, job.strategy) as batches:
-                found = self._evaluate(batches, turns)
+                found = self._evaluate(batches, turns, self._check)
         except data.ERRORS:
-            elements = data.eval_elements(split, job.examples[name], 1)
+            elements = data.eval_elements(
+                split, job.examples[name], worker=workers.index, workers=workers.count
+            )
             data.explain(job.dataset, job.examples[name], elements)
             raise
         absent = [c for c in job.dataset.class_names if found[f"iou/{c}"] is None]
@@ -53,20 +68,22 @@ class Judge:
             )
         return found
 
-    def draw(self, picture: str, split: Split, name: str) -> str:
+    def draw(self, picture: str, split: Split, name: str) -> str | None:
         """Writes a picture of the first examples as predicted; returns its path."""
         job = self._job
-        batch_size = min(job.settings.num_pictures, len(split.ids))
-        stream = feed.eval_batches(job, split, name, batch_size, replicas=1)
-        with data.iterator(stream) as batches:
+        if self._reporter is None:
+            return None
+        with data.iterator(feed.first_examples(job, split, name)) as batches:
             image, mask = (part.numpy() for part in next(batches))
         names = list(job.dataset.class_names)
         drawn = pictures.panels(image, mask, self._predict(image), names)
         return self._reporter.picture(picture, drawn, job.state["step"])
 
-    def draw_augmented(self) -> str:
+    def draw_augmented(self) -> str | None:
         """Writes a picture of the first training examples as the model sees them."""
         job = self._job
+        if self._reporter is None:
+            return None
         stream = feed.train_batches(job, peek=job.settings.num_pictures)
         with data.iterator(stream) as batches:
             image, mask = (part.numpy() for part in next(batches))

@@ -2,8 +2,11 @@
 
 Each shard is shuffled by itself, whole or in a window, so that it can be read from
 head to tail. Shards are dealt to streams, and the streams take turns: example by
-example the first, the second, ..., those that are used up left out. Every reader can
-compute this from the shards' lengths, and may then read the shards that are its own.
+example the first, the second, ..., those that are used up left out.
+
+Which examples a step takes follows from that alone. Within the step they are arranged
+shard by shard, and each worker takes its part of the row: so with as many shards as
+workers each reads shards of its own, but for a few heads where the parts do not fit.
 """
 
 from collections.abc import Iterator, Sequence
@@ -57,3 +60,75 @@ def endless(
     while True:
         yield epoch, epoch_order(lengths, seed=seed, epoch=epoch, window=window)[skip:]
         epoch, skip = epoch + 1, 0
+
+
+def steps(
+    lengths: Sequence[int], *, seed: int, window: int, start: int, size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields what the steps take that end within an epoch, epoch after epoch, for ever.
+
+    Args:
+        lengths: Training examples of each shard.
+        seed: Seed of the run.
+        window: See `epoch_order`.
+        start: Position of the first step's first example.
+        size: Examples of a step.
+
+    Yields:
+        Epoch and example of each place, both (steps, size) int64. A step across the
+        end of an epoch comes with the next one.
+    """
+    epochs = examples = np.empty(0, np.int64)
+    last = np.cumsum(lengths)
+    for epoch, taken in endless(lengths, seed=seed, window=window, start=start):
+        epochs = np.concatenate([epochs, np.full(len(taken), epoch)])
+        examples = np.concatenate([examples, taken])
+        rows, left = divmod(len(examples), size)
+        places = np.arange(rows * size).reshape(rows, size)
+        for row in places if size > 1 else ():
+            row[:] = row[_arranged(examples[row], last)]
+        yield epochs[places], examples[places]
+        epochs, examples = (a[len(a) - left :] for a in (epochs, examples))
+
+
+def _arranged(examples: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Returns the places of a step's examples, shard by shard.
+
+    In a shard, those near its head come at either end of its part: who takes a few of
+    another's need not read far.
+    """
+    by_example = np.argsort(examples, kind="stable")
+    shard = np.searchsorted(last, examples[by_example], side="right")
+    first, end = (np.searchsorted(shard, shard, side) for side in ("left", "right"))
+    turn = np.arange(len(shard)) - first
+    place = np.where(turn % 2 == 0, first + turn // 2, end - 1 - turn // 2)
+    arranged = np.empty_like(by_example)
+    arranged[place] = by_example
+    return arranged
+
+
+def part(row: np.ndarray, worker: int, workers: int) -> np.ndarray:
+    """Returns one worker's part of what is in the last axis, of which all get alike."""
+    size = row.shape[-1] // workers
+    return row[..., worker * size : (worker + 1) * size]
+
+
+def times_read(
+    lengths: Sequence[int], *, seed: int, window: int, size: int, workers: int
+) -> float:
+    """Returns how often workers together read an example in the first epoch.
+
+    A worker reads a shard from its head to the last example that it takes.
+    """
+    first, last = np.cumsum(lengths) - np.asarray(lengths), np.cumsum(lengths)
+    _, examples = next(steps(lengths, seed=seed, window=window, start=0, size=size))
+    read = 0
+    for worker in range(workers):
+        taken = np.unique(part(examples, worker, workers))
+        ends = np.searchsorted(taken, last)  # Of each shard's among them.
+        read += sum(
+            int(taken[end - 1]) + 1 - int(head)
+            for head, begin, end in zip(first, [0, *ends[:-1]], ends, strict=True)
+            if end > begin
+        )
+    return read / max(examples.size, 1)

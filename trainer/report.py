@@ -36,6 +36,7 @@ PROGRAM = "segtrainer"
 OURS = {"checkpoints", "logs", "model", "config.json.tmp", "lease.json"}
 PROBES = (".may-we-", "lease.json.")
 PLAIN_LINE_SECONDS = 10.0  # Between progress lines where there is no terminal.
+EVALUATION_TAGS = ("val_", "predictions", "curves", "goodput", "seconds/")
 BEST_TAG = "best_predictions"  # Drawn once, when the run ends.
 PACKAGES = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu", "keras", "numpy")
 
@@ -85,13 +86,17 @@ class Reporter:
         files.write(self._path, "".join(self._lines))
         self._lines_written = len(self._lines)
         # Each run begins and ends with pictures; they are drawn anew with it.
-        again = frozenset(
-            [BEST_TAG] if step else [BEST_TAG, "augmented", "predictions"]
-        )
+        again = {BEST_TAG} if step else {BEST_TAG, "augmented", "predictions"}
+
+        def keeps(at: int, tags: set[str]) -> bool:
+            of_evaluation = any(tag.startswith(EVALUATION_TAGS) for tag in tags)
+            undone = at == step and step not in done and of_evaluation and step > 0
+            return at <= step and not tags & again and not undone
+
         # Other runs may write to the same log_dir.
         suffix = f".{hashlib.sha256(job_dir.encode()).hexdigest()[:8]}.v2"
         fence()
-        events.trim(log_dir, suffix, up_to_step=step, again=again)
+        events.trim(log_dir, suffix, keeps)
         self._events = events.Events(log_dir, suffix)
         self._unwritten: dict[str, bytes] = {}
         self._tuner.tell_all(evaluations)
@@ -133,6 +138,11 @@ class Reporter:
             row["step"],
             " ".join(f"{k}={row[k]:.4f}" for k in shown if row[k] is not None),
         )
+
+    def time_spent(self, step: int, goodput: dict[str, Any]) -> None:
+        """Shows in TensorBoard what became of the run's time."""
+        by_use = {f"seconds/{use}": n for use, n in goodput["seconds_of"].items()}
+        self._events.scalars({"step": step, "goodput": goodput["goodput"], **by_use})
 
     def picture(self, name: str, picture: np.ndarray, step: int) -> str:
         """Writes pictures/<name>.png and shows it in TensorBoard; returns its path."""

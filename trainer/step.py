@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import keras
 import tensorflow as tf
 
-from trainer import losses
+from trainer import losses, sums
 
 # Dynamic loss scale, after Micikevicius et al. 2018, arXiv:1710.03740, section 3.2.
 FIRST_SCALE = 2.0**15
@@ -106,13 +106,13 @@ def make_train_steps(
         context = tf.distribute.get_replica_context()
         with tf.GradientTape() as tape:
             logits = model(tf.cast(image, tf.float32), training=True)
-            sums, pixels = losses.cross_entropy(logits, mask)
+            nats, pixels = losses.cross_entropy(logits, mask)
             # Replicas add up: each divides by what all of them count.
             counted = context.all_reduce("sum", tf.reduce_sum(pixels))
-            loss = tf.reduce_sum(sums) / tf.maximum(counted, 1.0)
+            loss = tf.reduce_sum(nats) / tf.maximum(counted, 1.0)
             scaled = loss * loss_scale.scale.value if loss_scale else loss
         gradients = tape.gradient(scaled, variables)
-        gradients = context.all_reduce("sum", gradients)
+        gradients = sums.over_replicas(gradients)
         if loss_scale:
             gradients = [g / loss_scale.scale.value for g in gradients]
         if clip_norm is not None:

@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 GROUP = 16  # Examples.
+# Beyond this number of replicas, workers on CPUs add in a ring too: what each of them
+# receives would grow with their number.
+IN_PAIRS = 4
 
 
 def in_pairs(values: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -33,3 +36,26 @@ def of_groups(gradient: Callable[..., tf.Tensor], *examples: tf.Tensor) -> tf.Te
     groups = n // GROUP if n is not None and n % GROUP == 0 else 1
     parts = zip(*(tf.split(values, groups) for values in examples), strict=True)
     return in_pairs([gradient(*part) for part in parts])
+
+
+def over_replicas(values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Returns the sum of each value over all replicas; each of them must ask.
+
+    Workers on CPUs would add in a ring, where each part of a value is added in another
+    order. So they get all values, and add them two and two.
+    """
+    context = tf.distribute.get_replica_context()
+    strategy, replicas = context.strategy, context.num_replicas_in_sync
+    in_pairs_too = (
+        isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        and "CPU" in strategy.extended.worker_devices[0]
+        and replicas <= IN_PAIRS
+    )
+    if not in_pairs_too:
+        return context.all_reduce("sum", list(values))
+    flat = tf.concat([tf.reshape(value, [-1]) for value in values], axis=0)
+    rows = tf.unstack(context.all_gather(flat[tf.newaxis], axis=0), num=replicas)
+    parts = tf.split(in_pairs(rows), [value.shape.num_elements() for value in values])
+    return [
+        tf.reshape(part, value.shape) for part, value in zip(parts, values, strict=True)
+    ]

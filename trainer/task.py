@@ -1,7 +1,7 @@
 """The entry point: flags and environment -> settings -> a run.
 
 Exit codes: 0 done; 2 refused before the first step; 1 stopped later, the last
-checkpoint kept; 130 interrupted.
+checkpoint kept; 143 or 130 told to stop, by SIGTERM or Ctrl-C, after saving.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import NoReturn, TextIO
 
 from absl import logging
 
-from trainer import config
+from trainer import config, interruption
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
 # For gs://, read by TensorFlow when it first opens such a path; the user's own go
@@ -67,40 +67,54 @@ def _run(args: Sequence[str], process_start: float, held: contextlib.ExitStack) 
         settings = _settings(args)
         for name, value in GCS_DEFAULTS.items():
             os.environ.setdefault(name, value)
+        notice = held.enter_context(
+            interruption.listening(settings.grace_seconds, os.environ)
+        )
         directories = config.directories(settings, os.environ)
         job_id = os.environ.get("CLOUD_ML_JOB_ID")
         with _quiet_start():
-            from trainer import job, train
+            from trainer import distribution, job, train
 
-            job.check_places(settings, directories)
-            lease = job.hold_lease(directories.job, job_id, settings.lease_seconds)
-            fence = held.enter_context(lease)
-            run = job.prepare(
-                settings,
-                directories,
-                cloud_job_id=job_id,
-                in_trial="CLOUD_ML_TRIAL_ID" in os.environ,
-                fence=fence,
+            cluster = distribution.read_cluster(os.environ)
+            writes = cluster is None or cluster.index == 0
+            job.check_places(settings, directories, writes)
+            lease = job.hold_lease(
+                directories.job, job_id, settings.lease_seconds, writes
             )
+            fence = held.enter_context(lease)
+            size = cluster.size if cluster else 1
+            with distribution.losses_told(size):
+                run = job.prepare(
+                    settings,
+                    directories,
+                    cloud_job_id=job_id,
+                    in_trial="CLOUD_ML_TRIAL_ID" in os.environ,
+                    fence=fence,
+                    cluster=cluster,
+                )
     except ModuleNotFoundError as error:
         return _stopped(REFUSED, _missing(error))
     except KeyboardInterrupt:
-        return _stopped(INTERRUPTED, "interrupted before the first step")
+        code = notice.code if notice.reason else INTERRUPTED
+        return _stopped(code, "interrupted before the first step")
     except Exception as error:
         if not _expected(error):
             raise
         return _stopped(REFUSED, _one_line(error))
+    notice.started(lambda: train.what_is_kept(run))
     try:
-        result = train.train_and_evaluate(run, process_start)
-    except KeyboardInterrupt:
-        reason = f"interrupted after step {run.state['step']}"
-        return _stopped(INTERRUPTED, f"{reason}; {train.what_is_kept(run)}")
+        with distribution.losses_told(size):
+            result = train.train_and_evaluate(run, process_start, notice)
+    except interruption.Interrupted as error:
+        reason = f"interrupted after step {run.state['step']} ({error})"
+        return _stopped(error.code, f"{reason}; {train.what_is_kept(run)}")
     except Exception as error:
         if not _expected(error):
             raise
         again = not isinstance(error, FloatingPointError)  # It would only fail again.
         return _stopped(FAILED, f"{_one_line(error)}; {train.what_is_kept(run, again)}")
-    print(train.answer(run, result))
+    if writes:
+        print(train.answer(run, result))
     return 0
 
 

@@ -3,11 +3,12 @@
 run = job.prepare(settings)    checked, built, restored; nothing trained yet
 train_and_evaluate(run)        until the last step; all else follows from the step
 
-while not told to stop:
-    train_steps(n)             n steps in one call: to the next event, a second's
-    due -> report              step, loss, images/s, share of time waiting for data
+while it is not over:
+    agree                      all workers on what is next; told to stop -> save, leave
     due -> evaluate            one confusion matrix over the split -> metrics
     due -> save                data, digest, pointer
+    train_steps(n)             n steps in one call: to the next event, a second's
+    due -> report              step, loss, images/s, share of time waiting for data
 test the best, result.json
 """
 
@@ -19,68 +20,92 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from trainer import checkpoint, data, feed, metrics, report, step
+from trainer import (
+    checkpoint,
+    data,
+    feed,
+    interruption,
+    metrics,
+    order,
+    report,
+    step,
+)
 from trainer.clock import Clock
 from trainer.job import Job
 from trainer.judge import Judge
 from trainer.saver import Saver
 
-CALL_SECONDS = 1.0  # Longest call of TensorFlow: a signal waits for its return.
+MOST_TIMES_READ = 1.05  # Beyond it, a person is told.
+CALL_SECONDS = 1.0  # Longest call of TensorFlow: a notice to stop waits for its return.
 
 
-def train_and_evaluate(job: Job, process_start: float) -> dict[str, Any]:
+def train_and_evaluate(
+    job: Job, process_start: float, notice: interruption.Notice
+) -> dict[str, Any]:
     """Trains to the last step, evaluates on the way, saves; returns the result.
+
+    With several workers each of them does; the chief alone writes.
 
     Args:
         job: What `job.prepare` returned.
         process_start: Seconds since 1970 at which the process started.
+        notice: What tells the run to stop.
 
     Raises:
+        interruption.Interrupted: If it was told to stop; it has saved then.
         FloatingPointError: If the loss is not finite; failed.json says so too.
         ValueError: If an example or a file is damaged; names it.
-        OSError, tf.errors.OpError: If something cannot be written or read.
+        OSError, tf.errors.OpError: If something cannot be written or read, or another
+            worker is gone.
     """
+    # The file may be there for one worker and not yet for another: the chief's counts.
     done_before = report.read_result(job.directories.job)
-    if done_before.get("step") == job.state["step"] and stop_reason(job):
+    is_done = done_before.get("step") == job.state["step"] and stop_reason(job)
+    if job.workers.chiefs(int(bool(is_done))) == [1]:
         logging.info(
             "This run is done: nothing left to train after step %d. Its files are in %s",
             *(job.state["step"], job.directories.job),
         )
-        if job.in_trial:  # The tuner's file did not survive the restart.
+        # The tuner's file did not survive the restart.
+        if job.in_trial and job.workers.is_chief:
             report.Tuner(job.settings.hp_metric).tell_all(job.state["evaluations"])
         return done_before
     _say_what_starts(job)
-    reporter = report.Reporter(
-        job_dir=job.directories.job,
-        log_dir=job.directories.logs,
-        step=job.state["step"],
-        total_steps=job.total_steps,
-        global_batch_size=job.global_batch_size,
-        hp_metric=job.settings.hp_metric if job.in_trial else None,
-        evaluations=job.state["evaluations"],
-        fence=job.fence,
-    )
-    with contextlib.closing(reporter), Saver(job.fence) as saver:
-        judge = Judge(job, reporter)
-        if job.state["step"] == 0:
-            judge.draw_augmented()
-            judge.draw("step-00000000", job.dataset.val, "val")
-            saver.start(*reporter.flush())
-        clock = Clock(job.global_batch_size, process_start)
+    with contextlib.ExitStack() as ending:
+        reporter, saver = None, ending.enter_context(Saver(job.fence))
+        if job.workers.is_chief:
+            reporter = report.Reporter(
+                job_dir=job.directories.job,
+                log_dir=job.directories.logs,
+                step=job.state["step"],
+                total_steps=job.total_steps,
+                global_batch_size=job.global_batch_size,
+                hp_metric=job.settings.hp_metric if job.in_trial else None,
+                evaluations=job.state["evaluations"],
+                fence=job.fence,
+            )
+            ending.enter_context(contextlib.closing(reporter))
+        run = Run(job, reporter, saver, notice, process_start)
         try:
-            _train(job, reporter, judge, clock, saver)
-        except FloatingPointError as error:
-            saver.start(*reporter.flush(), functools.partial(_write_failed, job, error))
+            run.train()
+            result = run.finish()
+        except FloatingPointError as error:  # On all workers.
+            if reporter is not None:
+                failed = functools.partial(_write_failed, job, error)
+                saver.start(*reporter.flush(), failed)
+                saver.wait()
+            job.workers.wait()
             raise
-        result = _finish(job, judge)
-        saver.start(*reporter.flush())
+        if reporter is not None:
+            saver.start(*reporter.flush())
+    clock = run.clock
     result |= {
         "train_images_per_second": clock.images_per_second(over_all=True),
         "seconds_to_first_step": clock.seconds_to_first_step,
@@ -88,111 +113,216 @@ def train_and_evaluate(job: Job, process_start: float) -> dict[str, Any]:
         "save_wait_seconds": clock.save_wait_seconds,
         "total_seconds": time.time() - process_start,
         "peak_memory_bytes": _peak_memory_bytes(),
+        **clock.goodput(),
     }
-    job.fence()
-    report.write_result(job.directories.job, result)
+    if job.workers.is_chief:
+        job.fence()
+        report.write_result(job.directories.job, result)
+    job.workers.wait()  # When the chief has left, a service ends the others.
     return result
 
 
-def _train(
-    job: Job, reporter: report.Reporter, judge: Judge, clock: Clock, saver: Saver
-) -> None:
-    """Steps, reports, evaluates and saves until it is told to stop."""
-    settings, state = job.settings, job.state
-    train_steps = step.make_train_steps(
-        job.strategy,
-        job.model,
-        job.optimizer,
-        loss_scale=job.loss_scale,
-        clip_norm=settings.clip_norm,
-        jit_compile=settings.jit_compile,
-    )
-    eval_every = settings.eval_every_steps or math.ceil(job.steps_per_epoch)
-    save_every = settings.checkpoint_every_steps or math.inf
-    profiling = False
-    seconds_before, began, saved = state["seconds"], time.monotonic(), time.monotonic()
+class Run:
+    """A run under way.
 
-    with data.iterator(feed.train_batches(job), job.strategy) as batches:
-        while not stop_reason(job):
-            job.fence()
-            # ---- Step ------------------------------------------------------
-            profiling = _profile(job, state["step"], profiling)
-            called = time.monotonic()
-            try:
+    Args:
+        job: The run, made ready.
+        reporter: Writes its rows and pictures; None on a worker that does not write.
+        saver: Writes its checkpoints.
+        notice: What tells it to stop.
+        process_start: Seconds since 1970 at which the process started.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        reporter: report.Reporter | None,
+        saver: Saver,
+        notice: interruption.Notice,
+        process_start: float,
+    ) -> None:
+        self._job, self._reporter, self._saver = job, reporter, saver
+        self._notice = notice
+        self._judge = Judge(job, reporter, self._check)
+        self.clock = Clock(
+            job.global_batch_size,
+            process_start,
+            job.state["seconds_of"],
+            job.state["time_saved"],
+        )
+        self._saved_step = job.state["step"] if job.latest else None
+        self._saved_at = time.monotonic()
+        if job.state["step"] == 0:
+            with self.clock.spent("evaluating"):
+                self._judge.draw_augmented()
+                self._judge.draw(checkpoint.name_of(0), job.dataset.val, "val")
+            if reporter is not None:
+                saver.start(*reporter.flush())
+
+    def train(self) -> None:
+        """Steps, reports, evaluates and saves until the run ends or is to stop."""
+        job, clock = self._job, self.clock
+        settings, state = job.settings, job.state
+        train_steps = step.make_train_steps(
+            job.strategy,
+            job.model,
+            job.optimizer,
+            loss_scale=job.loss_scale,
+            clip_norm=settings.clip_norm,
+            jit_compile=settings.jit_compile,
+        )
+        eval_every = settings.eval_every_steps or math.ceil(job.steps_per_epoch)
+        save_every = settings.checkpoint_every_steps or math.inf
+        profiling, before, began = False, state["seconds"], time.monotonic()
+
+        with data.iterator(feed.train_batches(job), job.strategy) as batches:
+            while True:
+                job.fence()
                 n = _steps_in_call(job, eval_every, clock.seconds_per_step)
-                loss_sum, loss, taken, waited = train_steps(batches, n)
-            except data.ERRORS:
-                feed.explain(job)
-                raise
-            at = state["step"] + taken
-            state["step"] = at
-            if not np.isfinite(loss):
-                raise _not_finite(f"the loss at step {at} is {loss}")
-            state["loss_sum"] += loss_sum
-            state["loss_steps"] += taken
-            state["seconds"] = seconds_before + time.monotonic() - began
-            clock.tick(taken, time.monotonic() - called, waited)
-            reporter.progress(at, loss, clock.images_per_second())
+                seconds = before + time.monotonic() - began
+                n, overdue, state["seconds"], told = self._agreed(n, seconds)
+                if told:
+                    self._save_and_stop()
 
-            # ---- Report ----------------------------------------------------
-            if at % settings.log_every_steps == 0 or at == job.total_steps:
-                rate = keras.ops.convert_to_numpy(job.optimizer.learning_rate)
-                row = {
-                    "step": at,
-                    "epoch": at / job.steps_per_epoch,
-                    "loss": state["loss_sum"] / state["loss_steps"],
-                    "learning_rate": float(rate),
-                }
-                reporter.train(row | clock.restart())
-                state["loss_sum"], state["loss_steps"] = 0.0, 0
+                # ---- Evaluate, save: first, for a restart may be due to --------
+                at = state["step"]
+                if judged := self._is_to_judge(eval_every):
+                    self._validate()
+                if judged or overdue or (at > 0 and at % save_every == 0):
+                    self._save()
+                if stop_reason(job):
+                    break
 
-            # ---- Evaluate, save --------------------------------------------
-            idle_seconds = time.monotonic() - saved
-            if judge_now := at % eval_every == 0 or stop_reason(job):
-                judge.validate()
-            if (
-                judge_now
-                or at % save_every == 0
-                or idle_seconds >= settings.checkpoint_every_seconds
-            ):
-                with clock.saving():
-                    saver.wait()  # The values of one save at a time are in memory.
-                    saver.start(*reporter.flush(), save(job))
-                saved = time.monotonic()
-            saver.check()
-        _profile(job, None, profiling)
-    if [e["step"] for e in state["evaluations"]][-1:] != [state["step"]]:
-        # Restarted at a checkpoint that the end lies behind.
-        judge.validate()
-    with clock.saving():
-        saver.wait()
+                # ---- Step ------------------------------------------------------
+                profiling = _profile(job, at, profiling)
+                called = time.monotonic()
+                try:
+                    loss_sum, loss, taken, waited = train_steps(batches, n)
+                except data.ERRORS:
+                    feed.explain(job)
+                    raise
+                at = state["step"] = at + taken
+                if not np.isfinite(loss):
+                    raise _not_finite(f"the loss at step {at} is {loss}")
+                state["loss_sum"] += loss_sum
+                state["loss_steps"] += taken
+                clock.tick(taken, time.monotonic() - called, waited)
 
+                # ---- Report ----------------------------------------------------
+                if self._reporter is not None:
+                    self._reporter.progress(at, loss, clock.images_per_second())
+                if at % settings.log_every_steps == 0 or at == job.total_steps:
+                    self._report()
+                self._saver.check()
+            _profile(job, None, profiling)
 
-def _finish(job: Job, judge: Judge) -> dict[str, Any]:
-    """Returns what the run came to, the best checkpoint on test where there is one."""
-    last, chosen = job.state["evaluations"][-1], best(job)
-    try:
-        directory, name = job.directories.checkpoints, _name(chosen["step"])
-        saved = checkpoint.load(directory, name, prefix="model/")
-        checkpoint.assign(saved.arrays, checkpoint.named_variables(job.model))
-    except ValueError as error:  # The model still is that of the last step.
-        logging.warning("Passed over for the last: %s", error)
-        chosen = last
-    test = job.dataset.test
-    split, name = (test, "test") if test else (job.dataset.val, "val")
-    return {
-        "complete": job.state["step"] >= job.total_steps,
-        "stopped_by": stop_reason(job),
-        "step": job.state["step"],
-        "epoch": job.state["step"] / job.steps_per_epoch,
-        "last": last,
-        "best": chosen,
-        "test": judge.metrics(test, "test") if test else None,
-        "pictures": {
-            "curves": report.picture_path(job.directories.job, "curves"),
-            "predictions": judge.draw("predictions", split, name),
-        },
-    }
+    def finish(self) -> dict[str, Any]:
+        """Returns what the run came to, the best checkpoint on test where it has one."""
+        job = self._job
+        with self.clock.spent("saving"):
+            self._saver.wait()
+            job.workers.wait()  # All of them read what the chief has written.
+        last, chosen = job.state["evaluations"][-1], best(job)
+        try:
+            name = checkpoint.name_of(chosen["step"])
+            saved = checkpoint.load(job.directories.checkpoints, name, prefix="model/")
+            checkpoint.assign(saved.arrays, checkpoint.named_variables(job.model))
+        except ValueError as error:  # The model still is that of the last step.
+            logging.warning("Passed over for the last: %s", error)
+            chosen = last
+        test = job.dataset.test
+        split, name = (test, "test") if test else (job.dataset.val, "val")
+        with self.clock.spent("evaluating"):
+            tested = self._judge.metrics(test, "test") if test else None
+            drawn = self._judge.draw("predictions", split, name)
+        return {
+            "complete": job.state["step"] >= job.total_steps,
+            "stopped_by": stop_reason(job),
+            "step": job.state["step"],
+            "epoch": job.state["step"] / job.steps_per_epoch,
+            "last": last,
+            "best": chosen,
+            "test": tested,
+            "pictures": {
+                "curves": report.picture_path(job.directories.job, "curves"),
+                "predictions": drawn,
+            },
+        }
+
+    def _agreed(self, n: int, seconds: float) -> tuple[int, bool, float, bool]:
+        """Returns what all workers do next, each of which must ask.
+
+        Returns:
+            The steps of the next call, whether a save is due by the clock, the seconds
+            of training so far, all by the chief; and whether anybody was told to stop.
+        """
+        job = self._job
+        since_save = time.monotonic() - self._saved_at
+        overdue = since_save >= job.settings.checkpoint_every_seconds
+        chiefs = (n, int(overdue), round(1000 * seconds))
+        if not job.workers.is_chief:
+            chiefs = (0, 0, 0)
+        told = self._notice.reason is not None
+        n, due, milliseconds, told_any = job.workers.totals(*chiefs, int(told))
+        return n, bool(due), milliseconds / 1000, bool(told_any)
+
+    def _check(self) -> None:
+        """Raises Interrupted if anybody was told to stop; each worker must ask."""
+        if self._job.workers.totals(int(self._notice.reason is not None)) != [0]:
+            raise self._notice.interrupted()
+
+    def _is_to_judge(self, eval_every: int) -> bool:
+        state = self._job.state
+        at, judged = state["step"], [e["step"] for e in state["evaluations"]]
+        due = at > 0 and (at % eval_every == 0 or stop_reason(self._job) is not None)
+        return due and at not in judged
+
+    def _validate(self) -> None:
+        """Evaluates; if the run is told to stop meanwhile, that is made later."""
+        try:
+            with self.clock.spent("evaluating"):
+                self._judge.validate()
+        except interruption.Interrupted:
+            self._save_and_stop()
+        if self._reporter is not None:
+            self._reporter.time_spent(self._job.state["step"], self.clock.goodput())
+
+    def _save(self) -> None:
+        """Takes what the run is at its step, to be written while it goes on."""
+        job, at = self._job, self._job.state["step"]
+        with self.clock.spent("saving"):
+            self._saver.wait()  # The values of one save at a time are in memory.
+            # What is on the disk is not written over: an evaluation that was made after
+            # it is told by the pointer alone.
+            saved = at == self._saved_step
+            write = point(job) if saved else save(job)
+            if self._reporter is not None:
+                self._saver.start(*self._reporter.flush(), write)
+        self._saved_step, self._saved_at = at, time.monotonic()
+
+    def _save_and_stop(self) -> NoReturn:
+        """Saves, and raises Interrupted when all workers may leave."""
+        self._save()
+        self._saver.wait()
+        self._job.workers.wait()
+        self._job.latest = checkpoint.name_of(self._job.state["step"])
+        raise self._notice.interrupted()
+
+    def _report(self) -> None:
+        """Records a row, of the steps since the one before."""
+        job, state = self._job, self._job.state
+        row = {
+            "step": state["step"],
+            "epoch": state["step"] / job.steps_per_epoch,
+            "loss": state["loss_sum"] / state["loss_steps"],
+            "learning_rate": float(
+                keras.ops.convert_to_numpy(job.optimizer.learning_rate)
+            ),
+        }
+        row |= self.clock.restart()
+        if self._reporter is not None:
+            self._reporter.train(row)
+        state["loss_sum"], state["loss_steps"] = 0.0, 0
 
 
 def stop_reason(job: Job) -> str | None:
@@ -200,7 +330,8 @@ def stop_reason(job: Job) -> str | None:
     settings, state = job.settings, job.state
     if state["step"] >= job.total_steps:
         return "total_steps" if settings.total_steps else "epochs"
-    if settings.max_minutes and state["seconds"] >= 60 * settings.max_minutes:
+    overtime = state["seconds"] >= 60 * (settings.max_minutes or math.inf)
+    if overtime and state["step"] > 0:  # What is to be judged takes one step at least.
         return "max_minutes"
     if settings.early_stopping_evals and state["evaluations"]:
         since_best = [e["step"] for e in state["evaluations"]][::-1].index(
@@ -231,16 +362,17 @@ def save(job: Job) -> Callable[[], None]:
         FloatingPointError: If a variable is not finite.
     """
     directory, keep = job.directories.checkpoints, job.settings.keep_checkpoints
+    job.state["time_saved"] = time.time()
     arrays, state = checkpoint.values(job.variables), copy.deepcopy(job.state)
     for name, array in arrays.items():
         if not np.isfinite(array).all():  # The loss tells at the next step only.
             raise _not_finite(f"after step {state['step']} {name} is not finite")
-    best_step = best(job)["step"] if state["evaluations"] else state["step"]
+    move_pointer = point(job)
 
     def write() -> None:
         latest = checkpoint.save(directory, arrays, state, job.fence)
         job.fence()  # Each of them may take long.
-        checkpoint.move_pointer(directory, latest=latest, best=_name(best_step))
+        move_pointer()
         job.latest = latest
         job.fence()
         checkpoint.prune(directory, keep)
@@ -248,8 +380,16 @@ def save(job: Job) -> Callable[[], None]:
     return write
 
 
-def _name(at: int) -> str:
-    return f"step-{at:08d}"
+def point(job: Job) -> Callable[[], None]:
+    """Returns the work of pointing to the checkpoint of this step, and to the best."""
+    at = job.state["step"]
+    best_step = best(job)["step"] if job.state["evaluations"] else at
+    return functools.partial(
+        checkpoint.move_pointer,
+        job.directories.checkpoints,
+        latest=checkpoint.name_of(at),
+        best=checkpoint.name_of(best_step),
+    )
 
 
 # ---------------------------------------------------------------------------
@@ -257,7 +397,12 @@ def _name(at: int) -> str:
 
 
 def _say_what_starts(job: Job) -> None:
-    opened = job.dataset
+    opened, workers = job.dataset, job.workers
+    if not workers.is_chief:
+        logging.info(
+            "Worker %d of %d; the chief says how it goes", workers.index, workers.count
+        )
+        logging.set_verbosity(logging.WARNING)
     if job.latest:
         logging.info(
             "Going on from %s, the newest whole checkpoint in %s",
@@ -276,8 +421,23 @@ def _say_what_starts(job: Job) -> None:
         "learning rate %g; writing to %s",
         *(job.total_steps, job.global_batch_size, job.batch_size),
         *(job.strategy.num_replicas_in_sync, job.steps_per_epoch),
-        *(job.settings.learning_rate, job.directories.job),
+        *(job.state["learning_rate"], job.directories.job),
     )
+    if workers.count > 1:
+        logging.info("%d workers, of which this is the chief", workers.count)
+        times = order.times_read(
+            opened.train.shard_lengths,
+            seed=job.settings.seed,
+            window=job.settings.shuffle_window,
+            size=job.global_batch_size,
+            workers=workers.count,
+        )
+        if times > MOST_TIMES_READ:
+            logging.info(
+                "The %d train files do not fit %d workers: together they read them %.1f "
+                "times in an epoch; write them in a multiple of %d shards",
+                *(len(opened.train.files), workers.count, times, workers.count),
+            )
 
 
 def _steps_in_call(job: Job, eval_every: int, seconds_per_step: float | None) -> int:
@@ -294,7 +454,7 @@ def _steps_in_call(job: Job, eval_every: int, seconds_per_step: float | None) ->
 def _profile(job: Job, at: int | None, running: bool) -> bool:
     """Starts and ends the profile; returns whether it is running now."""
     first, last = job.settings.profile_steps or (math.inf, math.inf)
-    due = at is not None and first <= at < last
+    due = at is not None and first <= at < last and job.workers.is_chief
     if due and not running:
         tf.profiler.experimental.start(job.directories.logs)
     if running and not due:
@@ -346,6 +506,8 @@ def answer(job: Job, result: dict[str, Any]) -> str:
 
 def what_is_kept(job: Job, again: bool = True) -> str:
     """Returns what a stopped run leaves, and whether the same command helps."""
+    if not job.workers.is_chief:
+        return "what the chief has saved is kept, the same command goes on from it"
     if job.latest is None:
         return "no checkpoint was written yet"
     kept = f"{job.latest} is kept"

@@ -1,0 +1,164 @@
+"""A notice to stop, heard at once whatever the run is doing, and kept until it can obey.
+
+SIGTERM (a service takes the machine back), SIGINT (Ctrl-C), or what Google Cloud's
+metadata server says of this machine. The run saves and leaves; if it cannot within a
+time of grace, or is told a second time, the process leaves without it.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from typing import NoReturn
+
+from absl import logging
+
+# The code by which Vertex AI knows that a worker was preempted, and starts it again.
+PREEMPTED = 128 + signal.SIGTERM
+CODES = {signal.SIGTERM: PREEMPTED, signal.SIGINT: 130}
+LOOK_SECONDS = 0.1  # Between looks at the clock while no signal comes.
+# Source: cloud.google.com/compute/docs/metadata/predefined-metadata-keys
+METADATA = "http://{}/computeMetadata/v1/instance/{}"
+METADATA_HOST = "metadata.google.internal"
+NOTICES = {
+    "preempted": ("TRUE",),
+    "maintenance-event": ("TERMINATE_ON_HOST_MAINTENANCE",),
+}
+METADATA_SECONDS = 1.0  # Between questions, and for an answer.
+
+
+class Interrupted(Exception):
+    """The run was told to stop, and has done so.
+
+    Args:
+        reason: Who told it.
+        code: The exit code that says so.
+    """
+
+    def __init__(self, reason: str, code: int) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class Notice:
+    """What was heard.
+
+    Attributes:
+        reason: Who told the run to stop; None while nobody has.
+        code: The exit code that says so.
+        kept: What is said of the run when the process leaves without it.
+    """
+
+    def __init__(self, grace_seconds: float) -> None:
+        self.reason: str | None = None
+        self.code = PREEMPTED
+        self.kept: Callable[[], str] = lambda: "before the first step"
+        self._grace_seconds = grace_seconds
+        self._leave_at = float("inf")
+        self._starting = True
+
+    def tell(self, reason: str, code: int = PREEMPTED) -> None:
+        """Tells the run to stop, if nobody has."""
+        if self.reason is not None:
+            return
+        self._leave_at = time.monotonic() + self._grace_seconds
+        self.reason, self.code = reason, code
+        if self._starting:
+            import _thread
+
+            _thread.interrupt_main()  # Nothing is lost.
+        else:
+            logging.info("Stopping: %s. Once more leaves at once", reason)
+
+    def started(self, kept: Callable[[], str]) -> None:
+        """Says that the run obeys by itself from now on."""
+        self._starting, self.kept = False, kept
+
+    def interrupted(self) -> Interrupted:
+        """Returns the error of a run that has stopped for it, or for another's."""
+        return Interrupted(self.reason or "another worker was told to", self.code)
+
+    def check_time(self) -> None:
+        """Leaves the process if the time of grace is over."""
+        if time.monotonic() > self._leave_at:
+            self.leave(f"{self.reason}, not saved in {self._grace_seconds:g} seconds")
+
+    def leave(self, reason: str) -> NoReturn:
+        """Leaves the process at once."""
+        print(f"segtrainer: interrupted ({reason}); {self.kept()}", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(self.code)
+
+
+@contextlib.contextmanager
+def listening(grace_seconds: float, environ: Mapping[str, str]) -> Iterator[Notice]:
+    """Gives the notice that a thread keeps listening for.
+
+    The signals are blocked, and taken by that thread: one that comes while TensorFlow
+    computes for seconds is heard, and no handler that a library installs gets it.
+    Threads that are started within inherit that; so this comes before them.
+
+    Args:
+        grace_seconds: Time that the run has to save and leave, from the first notice.
+        environ: Tells where the metadata server is: GCE_METADATA_HOST, as for Google's
+            own libraries, and NO_GCE_CHECK, as for TensorFlow.
+    """
+    notice, ended = Notice(grace_seconds), threading.Event()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, CODES)
+
+    def listen() -> None:
+        signals = []
+        while not ended.is_set():
+            heard = signal.sigtimedwait(CODES, LOOK_SECONDS)
+            if heard is not None:
+                signals.append(signal.Signals(heard.si_signo))
+                notice.tell(signals[0].name, CODES[signals[0]])
+            if len(signals) > 1:
+                notice.leave(f"{signals[0].name}, then {signals[1].name}")
+            notice.check_time()
+
+    listener = threading.Thread(target=listen, name="signals", daemon=True)
+    listener.start()
+    host = environ.get("GCE_METADATA_HOST")
+    if host or environ.get("NO_GCE_CHECK", "").lower() != "true":
+        threading.Thread(
+            target=_ask_metadata,
+            args=(host or METADATA_HOST, notice, ended),
+            name="metadata",
+            daemon=True,
+        ).start()
+    try:
+        yield notice
+    finally:
+        ended.set()
+        listener.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _ask_metadata(host: str, notice: Notice, ended: threading.Event) -> None:
+    """Asks again and again whether this machine will be taken away.
+
+    Off Google Cloud, where nobody answers the first question, it asks no more.
+    """
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    answered = False
+    while not ended.wait(METADATA_SECONDS if answered else 0):
+        for key, stopping in NOTICES.items():
+            asked = urllib.request.Request(
+                METADATA.format(host, key), headers={"Metadata-Flavor": "Google"}
+            )
+            try:
+                with direct.open(asked, timeout=METADATA_SECONDS) as answer:
+                    said = answer.read(100).decode().strip()
+            except (urllib.error.URLError, OSError):
+                if not answered:
+                    return
+                continue
+            answered = True
+            if said in stopping:
+                notice.tell(f"{key} is {said}")
