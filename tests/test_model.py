@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import model, step
+from trainer import model, step, sums
 
 SIZE = 32
 
@@ -108,11 +108,13 @@ def tutorial(unet):
     return plain
 
 
+@pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("train_encoder", [False, True])
 def test_outputs_and_gradients_are_those_of_the_tutorials_layers(
-    training, train_encoder
+    training, train_encoder, exact, monkeypatch
 ):
+    monkeypatch.setattr(sums, "exact", lambda: exact)
     # Real weights: with random ones, the skips would hardly reach the logits.
     unet = build(encoder_weights="imagenet", train_encoder=train_encoder)
     plain = tutorial(unet)
@@ -130,6 +132,16 @@ def test_outputs_and_gradients_are_those_of_the_tutorials_layers(
     for ours, theirs in zip(*found, strict=True):
         scale = np.abs(theirs).max()
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * scale + 1e-7)
+
+
+def test_sums_are_exact_but_on_a_tpu(monkeypatch):
+    assert sums.exact()
+    with tf.distribute.OneDeviceStrategy("/cpu:0").scope():
+        assert sums.exact()
+    # One that works cannot be made without a TPU.
+    tpu = object.__new__(tf.distribute.TPUStrategy)
+    monkeypatch.setattr(tf.distribute, "get_strategy", lambda: tpu)
+    assert not sums.exact()
 
 
 def test_normalisation_to_minus_1_to_1_is_inside():

@@ -14,6 +14,30 @@ from trainer import losses, metrics
 STEPS_PER_CALL = 4  # A signal waits for the return of the running call.
 
 
+def make_replica_step(
+    model: keras.Model, num_classes: int
+) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, ...]]:
+    """Returns what each replica does with a batch.
+
+    Returns:
+        (image (N, S, S, 3) uint8, mask (N, S, S) uint8) -> confusion matrix (C, C)
+        int64, summed cross-entropy () float64 in nats, counted pixels () float64.
+    """
+
+    def replica_step(image: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        logits = model(tf.cast(image, tf.float32), training=False)
+        sums, pixels = losses.cross_entropy(logits, mask)
+        prediction = tf.argmax(logits, axis=-1, output_type=tf.int32)  # (N, S, S)
+        return (
+            metrics.confusion_matrix(mask, prediction, num_classes),
+            # Sums of images, each in float32, do not depend on the batch they are in.
+            tf.reduce_sum(tf.cast(sums, tf.float64)),
+            tf.reduce_sum(tf.cast(pixels, tf.float64)),
+        )
+
+    return replica_step
+
+
 def make_evaluate(
     strategy: tf.distribute.Strategy, model: keras.Model, class_names: Sequence[str]
 ) -> Callable[..., dict[str, float | None]]:
@@ -31,17 +55,7 @@ def make_evaluate(
         `metrics.summary`; None for a class that does not occur.
     """
     num_classes = len(class_names)
-
-    def replica_step(image: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        logits = model(tf.cast(image, tf.float32), training=False)
-        sums, pixels = losses.cross_entropy(logits, mask)
-        prediction = tf.argmax(logits, axis=-1, output_type=tf.int32)  # (N, S, S)
-        return (
-            metrics.confusion_matrix(mask, prediction, num_classes),
-            # Sums of images, each in float32, do not depend on the batch they are in.
-            tf.reduce_sum(tf.cast(sums, tf.float64)),
-            tf.reduce_sum(tf.cast(pixels, tf.float64)),
-        )
+    replica_step = make_replica_step(model, num_classes)
 
     @tf.function
     def run(iterator, n: tf.Tensor) -> tuple[tf.Tensor, ...]:

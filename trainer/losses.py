@@ -18,13 +18,13 @@ def cross_entropy(logits: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
 
     Args:
         logits: (N, S, S, C) float of any precision; computed in float32.
-        mask: (N, S, S) int class ids 0..C-1, or 255 for an ignored pixel.
+        mask: (N, S, S) uint8, int32 or int64 class ids 0..C-1, or 255 for an ignored
+            pixel.
 
     Returns:
         (N,) float32, nats summed over the counted pixels of each image.
         (N,) float32, counted pixels of each image.
     """
-    mask = tf.cast(mask, tf.int32)
     # No class is set in the row of an ignored pixel. Forward and back this takes
     # less than half as long on a CPU as
     # tf.nn.sparse_softmax_cross_entropy_with_logits.

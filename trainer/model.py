@@ -94,7 +94,7 @@ class UpConv(keras.layers.Layer):
     The same numbers and weights as Concatenate and Conv2DTranspose, but each input is
     convolved with its own part of the kernel and the results are added: no concatenated
     copy is kept for the gradient, and no gradient is computed for an input that needs
-    none, such as the skips of a frozen encoder.
+    none, such as the skips of a frozen encoder. On a TPU see `call`.
 
     Source: pix2pix's upsampling block, Isola et al. 2017, arXiv:1611.07004, as in
     TensorFlow's tutorial: kernel from normal(0, 0.02), no bias.
@@ -129,6 +129,11 @@ class UpConv(keras.layers.Layer):
 
     def call(self, inputs: list[tf.Tensor]) -> tf.Tensor:
         """Returns (N, 2H, 2W, filters) for inputs (N, H, W, channels)."""
+        # A TPU's compiler makes the concatenation inside the convolution. Apart, a part's
+        # output, four pixels for each of the input, is written and read once more: the
+        # better way only where it is narrow.
+        if not sums.exact() and 8 * self.filters > self.kernel.shape[-1]:
+            inputs = [tf.concat(inputs, axis=-1)]
         parts, channel = [], 0
         for x in inputs:
             channels = x.shape[-1]
@@ -229,17 +234,23 @@ def _normalised(
         """Returns the mean over all replicas, and this replica's share of the sum."""
         # Sums of images first, which are the same on any replicas; the sum of those in
         # float64 is then as good as exact.
-        of_images = tf.cast(tf.reduce_sum(values, axis=(1, 2)), tf.float64)
+        dtype = tf.float64 if sums.exact() else tf.float32
+        of_images = tf.cast(tf.reduce_sum(values, axis=(1, 2)), dtype)
         total = context.all_reduce("sum", tf.reduce_sum(of_images, axis=0))  # (c,)
         replicas = context.num_replicas_in_sync
-        count = tf.cast(tf.size(values) // values.shape[-1] * replicas, tf.float64)
+        count = tf.cast(tf.size(values) // values.shape[-1] * replicas, dtype)
         return tf.cast(total / count, tf.float32), tf.cast(total / replicas, tf.float32)
 
     @tf.custom_gradient
     def normalise(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
         mean, _ = mean_of(x)
         centred = x - mean
-        variance, _ = mean_of(tf.square(centred))
+        if sums.exact():
+            variance, _ = mean_of(tf.square(centred))
+        else:
+            # From the same pass over memory as the mean; good enough in float32.
+            of_squares, _ = mean_of(tf.square(x))
+            variance = tf.maximum(of_squares - tf.square(mean), 0.0)
         inverse = tf.math.rsqrt(variance + epsilon)
 
         def gradient(dy: tf.Tensor, *unused: tf.Tensor) -> tuple[tf.Tensor, ...]:

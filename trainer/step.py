@@ -76,29 +76,18 @@ def make_optimizer(
     return optimizer
 
 
-def make_train_steps(
-    strategy: tf.distribute.Strategy,
+def make_replica_step(
     model: keras.Model,
     optimizer: keras.Optimizer,
     *,
     loss_scale: LossScale | None = None,
     clip_norm: float | None = None,
-    jit_compile: bool = False,
-) -> Callable[[Iterator, int], tuple[float, float, int, float]]:
-    """Returns the function that takes several steps in one call.
-
-    Args:
-        strategy: Where the replicas live.
-        model: Image (N, S, S, 3) float32 -> logits.
-        optimizer: What `make_optimizer` returned for it.
-        loss_scale: For float16; none where absent.
-        clip_norm: Largest global norm of the summed gradient.
-        jit_compile: Whether XLA compiles the step.
+) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Returns what each replica does in a step; the arguments as below.
 
     Returns:
-        (iterator of distributed batches, n) -> (sum of the losses, last loss, steps
-        taken, seconds spent waiting for batches). Losses are in nats per counted pixel
-        of the global batch. It stops after a loss that is not finite.
+        (image (N, S, S, 3) uint8, mask (N, S, S) uint8) -> this replica's share of the
+        loss, () float32.
     """
     variables = model.trainable_variables
 
@@ -131,7 +120,38 @@ def make_train_steps(
             optimizer.apply(gradients, variables)
         return loss
 
-    step = tf.function(replica_step, jit_compile=True) if jit_compile else replica_step
+    return replica_step
+
+
+def make_train_steps(
+    strategy: tf.distribute.Strategy,
+    model: keras.Model,
+    optimizer: keras.Optimizer,
+    *,
+    loss_scale: LossScale | None = None,
+    clip_norm: float | None = None,
+    jit_compile: bool = False,
+) -> Callable[[Iterator, int], tuple[float, float, int, float]]:
+    """Returns the function that takes several steps in one call.
+
+    Args:
+        strategy: Where the replicas live.
+        model: Image (N, S, S, 3) float32 -> logits.
+        optimizer: What `make_optimizer` returned for it.
+        loss_scale: For float16; none where absent.
+        clip_norm: Largest global norm of the summed gradient.
+        jit_compile: Whether XLA compiles the step.
+
+    Returns:
+        (iterator of distributed batches, n) -> (sum of the losses, last loss, steps
+        taken, seconds spent waiting for batches). Losses are in nats per counted pixel
+        of the global batch. It stops after a loss that is not finite.
+    """
+    step = make_replica_step(
+        model, optimizer, loss_scale=loss_scale, clip_norm=clip_norm
+    )
+    if jit_compile:
+        step = tf.function(step, jit_compile=True)
 
     @tf.function
     def run(iterator: Iterator, n: tf.Tensor) -> tuple[tf.Tensor, ...]:
