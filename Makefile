@@ -40,17 +40,20 @@ lock: install  ## Remake the lock files; newest versions: make lock LOCK_FLAGS=-
 	@echo "Resolving versions, about 2 minutes ..."
 	@$(LOCK) --extra cpu --extra dev --output-file requirements.lock setup.py
 	@$(LOCK) --output-file requirements-gcs.lock requirements-gcs.in
-	@grep -c == requirements.lock requirements-gcs.lock
+	@$(LOCK) --output-file requirements-tpu.lock requirements-tpu.in
+	@grep -c == requirements.lock requirements-gcs.lock requirements-tpu.lock
 
 clean:  ## Remove the environments and the caches; runs are kept
-	rm -rf .venv .venv-gcs .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-gcs .venv-tpu .mypy_cache .pytest_cache .ruff_cache *.egg-info
 
 # Two stamps: a changed lock makes the environment anew, so that nothing of the old one
 # is left behind; changed metadata only installs our own package again. setuptools warns
 # at length of every editable install; it is the one of the lock file.
 .venv/locked: requirements.lock
 .venv-gcs/locked: requirements-gcs.lock
-.venv/locked .venv-gcs/locked:
+# More than a gigabyte for one benchmark: `make install` leaves it out.
+.venv-tpu/locked: requirements-tpu.lock
+.venv/locked .venv-gcs/locked .venv-tpu/locked:
 	@test -n "$(PYTHON)" || \
 		{ echo "No Python 3.11 to 3.13 found; name one: make install PYTHON=..."; exit 1; }
 	@echo "Making $(@D) with $$($(PYTHON) --version) ..."

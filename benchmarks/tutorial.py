@@ -41,6 +41,11 @@ LAYER_NAMES = [
     "block_13_expand_relu",  # S/16
     "block_16_project",  # S/32
 ]
+COMPILED = {
+    "optimizer": "adam",
+    "loss": "sparse_categorical_crossentropy",
+    "metrics": ["accuracy"],
+}
 BUFFER_SIZE = 1000
 VAL_SUBSPLITS = 5
 
@@ -178,9 +183,7 @@ def train_and_evaluate(args: argparse.Namespace) -> dict:
     test = dataset["test"].take(num_test)
 
     model = unet_model(len(CLASS_NAMES), args.image_size, args.encoder_weights)
-    model.compile(
-        optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"]
-    )
+    model.compile(**COMPILED)
     clock = Clock()
     history = model.fit(
         train,

@@ -9,20 +9,24 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from benchmarks import (
+    hlo,
     kill,
     machine,
     scale_dataset,
     scaling,
     side_by_side,
     stop,
+    tpu_compile,
     tutorial,
 )
+from trainer import sums
 
 
 def read(data_dir: str, split: str) -> list[dict]:
@@ -296,3 +300,115 @@ def test_the_worst_time_to_leave_is_told_for_each_signal():
     ]
     assert stop.worst(tries, "SIGTERM") == 3.5
     assert stop.worst(tries, "SIGKILL") == 9.0
+
+
+@pytest.mark.parametrize(
+    ("shape", "bytes_each"),
+    [
+        ("f32[]", [4]),
+        ("bf16[2,3]{1,0}", [12]),
+        ("u8[5]{0:T(128)}", [128]),
+        ("bf16[64,96]{1,0:T(8,128)(2,1)}", [64 * 128 * 2]),
+        ("bf16[64,96]{0,1:T(8,128)(2,1)}", [128 * 96 * 2]),
+        ("f32[3,3,9,200]{3,2,1,0:T(8,128)}", [9 * 16 * 256 * 4]),
+        ("(f32[8]{0}, (s64[2]{0}, pred[]))", [32, 16, 1]),
+    ],
+)
+def test_arrays_take_whole_tiles(shape, bytes_each):
+    assert hlo.arrays(shape) == [(size, True) for size in bytes_each]
+
+
+def test_arrays_in_the_fast_memory_are_not_in_hbm():
+    shape = "(bf16[8]{0:T(128)S(1)}, bf16[8]{0:T(128)}, u32[]{:S(2)})"
+    assert [in_hbm for _, in_hbm in hlo.arrays(shape)] == [False, True, False]
+
+
+# The fusion's inside does not count. In HBM: image 64 x 128 x 2 = 16,384 bytes with its
+# padding, sums 512, part 256 of them.
+PROGRAM = """HloModule step, is_scheduled=true
+
+%fused (p: f32[4096]) -> f32[4096] {
+  %p = f32[4096]{0} parameter(0)
+  ROOT %doubled = f32[4096]{0} add(%p, %p)
+}
+
+ENTRY %main (image: bf16[64,96]) -> (f32[128]) {
+  %image = bf16[64,96]{1,0:T(8,128)(2,1)} parameter(0), metadata={op_name="x"}
+  %going = (bf16[64,96]{1,0:T(8,128)(2,1)S(1)}, bf16[64,96]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%image), cross_program_prefetch_index=0
+  %near = bf16[64,96]{1,0:T(8,128)(2,1)S(1)} copy-done(%going)
+  %sums = f32[128]{0:T(128)} fusion(%near, /*index=1*/%image), kind=kLoop, calls=%fused
+  %cutting = ((f32[128]{0:T(128)}), f32[64]{0:T(64)S(1)}, s32[]{:S(2)}) slice-start(%sums), slice={[0:64]}
+  %cut = f32[64]{0:T(64)S(1)} slice-done(%cutting)
+  %one = f32[128]{0:T(128)S(1)} custom-call(%cut, %cut), custom_call_target="ConcatBitcast", backend_config={}
+  %pair = (f32[128]{0:T(128)}, f32[128]{0:T(128)S(1)}) fusion(%one, %sums), kind=kLoop
+  %first = f32[128]{0:T(128)} get-tuple-element(%pair), index=0
+  ROOT %tuple = (f32[128]{0:T(128)}) tuple(%first)
+}
+"""
+
+
+def test_hbm_bytes_are_those_that_operations_read_and_write_there():
+    going = 16384
+    summed = 16384 + 512
+    cutting = 256
+    pair = 512 + 512
+    assert hlo.hbm_bytes(PROGRAM) == going + summed + cutting + pair
+
+
+@pytest.mark.parametrize("operation", ["while", "call", "all-reduce-start"])
+def test_programs_that_would_be_miscounted_are_refused(operation):
+    program = PROGRAM.replace("} fusion(%near", f"}} {operation}(%near")
+    with pytest.raises(ValueError, match=f"what {operation} moves: %sums"):
+        hlo.hbm_bytes(program)
+
+
+FIGURES = {
+    "flops": 197e9,  # 1 ms
+    "hbm_bytes": 1638e6,  # 2 ms
+    "bytes_accessed": 3200e6,
+    "argument_bytes": 6_000_000_000,
+    "output_bytes": 5_000_000_000,
+    "alias_bytes": 4_000_000_000,
+    "temporary_bytes": 8_000_000_000,
+    "code_bytes": 1_000_000_000,
+}
+
+
+def test_time_at_least_is_that_of_the_scarcer_of_arithmetic_and_memory():
+    found = tpu_compile.limits(FIGURES, batch=64)
+    assert found["compute_seconds"] == pytest.approx(0.001)
+    assert found["memory_seconds"] == pytest.approx(0.002)
+    assert found["seconds_at_least"] == found["memory_seconds"]
+    assert found["bytes_accessed_per_image"] == 50e6
+    assert found["hbm_bytes_per_image"] == 25_593_750
+    found = tpu_compile.limits({**FIGURES, "flops": 197e10}, batch=64)
+    assert found["seconds_at_least"] == found["compute_seconds"] == pytest.approx(0.01)
+
+
+def test_what_aliases_an_argument_takes_no_room_of_its_own():
+    found = tpu_compile.limits(FIGURES, batch=64)
+    assert (found["bytes_held"], found["fits"]) == (16_000_000_000, True)
+    more = {**FIGURES, "temporary_bytes": FIGURES["temporary_bytes"] + 1}
+    assert not tpu_compile.limits(more, batch=64)["fits"]
+
+
+def test_table_of_compiled_steps_has_a_row_for_each():
+    case = {"step": "training", "precision": "float32", "batch": 64, **FIGURES}
+    lines = tpu_compile.table([case | tpu_compile.limits(FIGURES, 64)]).splitlines()
+    [row] = lines[2:]
+    cells = "training float32 64 0.20 3.20 1.64 8.00 6000 5000 2.00 50.0 25.6 yes"
+    assert row == f"| {cells.replace(' ', ' | ')} |"
+    assert {line.count("|") for line in lines} == {len(tpu_compile.HEADINGS) + 1}
+
+
+@pytest.mark.slow
+def test_step_for_a_tpu_is_lowered_without_float64_and_ours_stays_exact():
+    try:
+        program = tpu_compile.stablehlo(
+            lambda: tpu_compile.training("mixed_bfloat16", 32, image_size=32)
+        )
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert "tensor<32x32x32x3xui8>" in program and "xbf16>" in program
+    assert "f64" not in program and "mhlo.copy" not in program
+    assert sums.exact()

@@ -174,7 +174,9 @@ def test_tensorflow_comes_with_an_extra_only():
     assert required("tpu") == {"tensorflow-tpu"}
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-gcs.lock"])
+@pytest.mark.parametrize(
+    "name", ["requirements.lock", "requirements-gcs.lock", "requirements-tpu.lock"]
+)
 def test_the_lock_file_names_no_registry_and_no_path(name):
     lock = FOLDER.parent / name
     for line in lock.read_text(encoding="utf-8").splitlines():
