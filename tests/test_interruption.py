@@ -1,6 +1,7 @@
 """A notice to stop is heard at once, and the process leaves in time."""
 
 import http.server
+import signal
 import subprocess
 import sys
 import threading
@@ -49,7 +50,15 @@ def run(signals, grace=60.0, busy=0.0):
     return process.returncode, err.splitlines(), time.monotonic() - began
 
 
-SIGTERM, SIGINT = interruption.signal.SIGTERM, interruption.signal.SIGINT
+@pytest.fixture(autouse=True)
+def heard():
+    """Lets children hear SIGINT, also where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+SIGTERM, SIGINT = signal.SIGTERM, signal.SIGINT
 
 
 @pytest.mark.parametrize(("number", "code"), [(SIGTERM, 143), (SIGINT, 130)])

@@ -136,7 +136,39 @@ def test_workers_that_never_come_are_waited_for_so_long_and_named(tmp_path):
             timeout=SECONDS,
             check=False,
         )
-        assert done.returncode == 2
+        assert done.returncode == 1
         [line] = [x for x in done.stderr.splitlines() if x.startswith("segtrainer: ")]
         assert says in line
         assert not (tmp_path / "job").exists()
+
+
+@pytest.mark.slow
+def test_a_worker_that_does_not_read_what_the_chief_writes_is_refused(
+    data_dir, tmp_path
+):
+    _clean()
+    processes = []
+    for index, text in enumerate(cluster.tf_configs(2)):
+        processes.append(
+            subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "trainer.task", "--job_dir=job"),
+                    *(*FLAGS, f"--data_dir={data_dir}"),
+                ],
+                cwd=_made(tmp_path / f"machine-{index}"),
+                env={**os.environ, "TF_CONFIG": text, "PYTHONPATH": os.getcwd()},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    says = [process.communicate(timeout=SECONDS)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 2], says
+    assert (
+        "job_dir must be one that all workers read, got job, where worker 1" in says[1]
+    )
+    assert not (tmp_path / "machine-1" / "job").exists()
+
+
+def _made(directory: pathlib.Path) -> pathlib.Path:
+    directory.mkdir()
+    return directory

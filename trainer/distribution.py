@@ -16,11 +16,13 @@ from trainer import sums
 # of its reduction, shown as "ps", and evaluators. With them the strategy never starts.
 NO_WORKERS = ("ps", "evaluator")
 POLL_SECONDS = 0.5
-# What TensorFlow raises where another worker is gone or late.
-LOST = (
-    *(tf.errors.UnavailableError, tf.errors.AbortedError),
-    *(tf.errors.CancelledError, tf.errors.DeadlineExceededError),
-)
+# What TensorFlow says where another worker is gone or late; other things fail with the
+# same kinds of error.
+LOST = re.compile(r"/job:\w+/replica:\d+/task:\d+|[Cc]ollective|[Cc]oordination")
+
+
+class WorkerLost(OSError):
+    """Another worker is gone, or gave no answer in time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,8 @@ def read_cluster(environ: Mapping[str, str]) -> Cluster | None:
         raise ValueError(
             f"TF_CONFIG must be JSON with cluster and task, got {text!r}"
         ) from None
-    jobs = {j: tasks for j, tasks in jobs.items() if j not in NO_WORKERS and tasks}
+    # The chief first, in whatever order they are told.
+    jobs = {j: jobs[j] for j in sorted(jobs) if j not in NO_WORKERS and jobs[j]}
     if job in NO_WORKERS:
         raise ValueError(
             f"TF_CONFIG must make this process the chief or a worker, got {job}, which "
@@ -213,6 +216,7 @@ def _multi_worker(
     cluster: Cluster, num_gpus: int, timeout_seconds: float
 ) -> tf.distribute.Strategy:
     """Returns the strategy of several workers, when all of them are there."""
+    # Those of the chief come first.
     addresses = [a for tasks in cluster.jobs.values() for a in tasks]
     if cluster.index == 0:
         _await(addresses, timeout_seconds)
@@ -222,7 +226,7 @@ def _multi_worker(
 
     jobs = [
         coordination_config_pb2.CoordinatedJob(name=job, num_tasks=len(tasks))
-        for job, tasks in sorted(cluster.jobs.items())
+        for job, tasks in cluster.jobs.items()
     ]
     leader = "chief" if "chief" in cluster.jobs else "worker"
     context.context().configure_coordination_service(
@@ -232,7 +236,7 @@ def _multi_worker(
         coordinated_jobs=jobs,
     )
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy(
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(
             tf.distribute.cluster_resolver.SimpleClusterResolver(
                 tf.train.ClusterSpec(cluster.jobs),
                 task_type=cluster.job,
@@ -245,11 +249,14 @@ def _multi_worker(
             ),
         )
     except tf.errors.OpError as error:
-        raise OSError(
+        raise WorkerLost(
             f"worker {cluster.index} of {cluster.size} could not join the others at "
             f"{', '.join(addresses)} within {timeout_seconds:.0f} seconds: "
             f"{error.message.splitlines()[0]}"
         ) from None
+    # All get as many batches: nobody need ask the others whether there is one more.
+    strategy.extended.experimental_enable_get_next_as_optional = False
+    return strategy
 
 
 def _await(addresses: list[str], timeout_seconds: float) -> None:
@@ -266,7 +273,7 @@ def _await(addresses: list[str], timeout_seconds: float) -> None:
         if not missing:
             return
         if time.monotonic() > give_up:
-            raise OSError(
+            raise WorkerLost(
                 f"the chief of {len(addresses)} workers waited {timeout_seconds:.0f} "
                 f"seconds for {', '.join(missing)}; see why they did not start, or give "
                 "a longer --worker_timeout_seconds"
@@ -301,22 +308,17 @@ def _tpu(address: str | None) -> tf.distribute.Strategy:
 
 @contextlib.contextmanager
 def losses_told(count: int) -> Iterator[None]:
-    """Makes one line of what TensorFlow raises where another of `count` is gone."""
+    """Makes a WorkerLost of what TensorFlow raises where another of `count` is gone."""
     try:
         yield
-    except LOST as error:
-        if count == 1:
+    except tf.errors.OpError as error:
+        if count == 1 or not LOST.search(error.message):
             raise
-        raise OSError(
-            f"{_lost(error)} is gone or gave no answer in time, so that the others stop"
+        named = re.search(r"/job:(\w+)/replica:\d+/task:(\d+)", error.message)
+        who = f"{named[1]} {named[2]}" if named else "another worker"
+        raise WorkerLost(
+            f"{who} is gone or gave no answer in time, so that the others stop"
         ) from error
-
-
-def _lost(error: tf.errors.OpError) -> str:
-    """Returns which worker TensorFlow could not reach."""
-    named = re.search(r"/job:(\w+)/replica:\d+/task:(\d+)\W", error.message)
-    # The first that is named is the one called, of the one who calls there is no word.
-    return f"{named[1]} {named[2]}" if named else "another worker"
 
 
 def global_batch(replicas: int, batch_size: int, global_batch_size: int | None) -> int:

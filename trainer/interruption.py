@@ -5,12 +5,11 @@ metadata server says of this machine. The run saves and leaves; if it cannot wit
 time of grace, or is told a second time, the process leaves without it.
 """
 
+import _thread
 import contextlib
 import os
 import signal
-import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +20,6 @@ from absl import logging
 # The code by which Vertex AI knows that a worker was preempted, and starts it again.
 PREEMPTED = 128 + signal.SIGTERM
 CODES = {signal.SIGTERM: PREEMPTED, signal.SIGINT: 130}
-LOOK_SECONDS = 0.1  # Between looks at the clock while no signal comes.
 # Source: cloud.google.com/compute/docs/metadata/predefined-metadata-keys
 METADATA = "http://{}/computeMetadata/v1/instance/{}"
 METADATA_HOST = "metadata.google.internal"
@@ -59,18 +57,18 @@ class Notice:
         self.code = PREEMPTED
         self.kept: Callable[[], str] = lambda: "before the first step"
         self._grace_seconds = grace_seconds
-        self._leave_at = float("inf")
         self._starting = True
+        self._ended = threading.Event()
+        # Whatever else is done to it until then: the one to whom it is told listens here.
+        self._terminal = os.dup(2)
 
     def tell(self, reason: str, code: int = PREEMPTED) -> None:
         """Tells the run to stop, if nobody has."""
         if self.reason is not None:
             return
-        self._leave_at = time.monotonic() + self._grace_seconds
         self.reason, self.code = reason, code
+        threading.Thread(target=self._leave_in_time, daemon=True).start()
         if self._starting:
-            import _thread
-
             _thread.interrupt_main()  # Nothing is lost.
         else:
             logging.info("Stopping: %s. Once more leaves at once", reason)
@@ -83,15 +81,19 @@ class Notice:
         """Returns the error of a run that has stopped for it, or for another's."""
         return Interrupted(self.reason or "another worker was told to", self.code)
 
-    def check_time(self) -> None:
-        """Leaves the process if the time of grace is over."""
-        if time.monotonic() > self._leave_at:
+    def end(self) -> None:
+        """Says that the run is over."""
+        self._ended.set()
+        os.close(self._terminal)
+
+    def _leave_in_time(self) -> None:
+        if not self._ended.wait(self._grace_seconds):
             self.leave(f"{self.reason}, not saved in {self._grace_seconds:g} seconds")
 
     def leave(self, reason: str) -> NoReturn:
         """Leaves the process at once."""
-        print(f"segtrainer: interrupted ({reason}); {self.kept()}", file=sys.stderr)
-        sys.stderr.flush()
+        line = f"segtrainer: interrupted ({reason}); {self.kept()}\n"
+        os.write(self._terminal, line.encode())
         os._exit(self.code)
 
 
@@ -109,18 +111,20 @@ def listening(grace_seconds: float, environ: Mapping[str, str]) -> Iterator[Noti
             own libraries, and NO_GCE_CHECK, as for TensorFlow.
     """
     notice, ended = Notice(grace_seconds), threading.Event()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, CODES)
+    # A shell's background job is to ignore Ctrl-C; a blocked signal is not ignored.
+    codes = {n: c for n, c in CODES.items() if signal.getsignal(n) != signal.SIG_IGN}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, codes)
 
     def listen() -> None:
-        signals = []
-        while not ended.is_set():
-            heard = signal.sigtimedwait(CODES, LOOK_SECONDS)
-            if heard is not None:
-                signals.append(signal.Signals(heard.si_signo))
-                notice.tell(signals[0].name, CODES[signals[0]])
+        signals: list[signal.Signals] = []
+        while True:
+            number = signal.Signals(signal.sigwait(codes))
+            if ended.is_set():
+                return
+            signals.append(number)
+            notice.tell(signals[0].name, codes[signals[0]])
             if len(signals) > 1:
                 notice.leave(f"{signals[0].name}, then {signals[1].name}")
-            notice.check_time()
 
     listener = threading.Thread(target=listen, name="signals", daemon=True)
     listener.start()
@@ -136,7 +140,10 @@ def listening(grace_seconds: float, environ: Mapping[str, str]) -> Iterator[Noti
         yield notice
     finally:
         ended.set()
+        if listener.ident is not None:
+            signal.pthread_kill(listener.ident, next(iter(codes)))  # Wakes it.
         listener.join()
+        notice.end()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

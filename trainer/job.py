@@ -111,6 +111,11 @@ def prepare(
     Raises:
         ValueError: One line: what is wrong, and the way out.
     """
+    if cluster is not None and settings.download:
+        raise ValueError(
+            f"download is for a single worker, got {cluster.size} in TF_CONFIG, which "
+            "would get in each other's way; prepare the data set once before"
+        )
     if cluster is not None and settings.fast_dev_run:
         raise ValueError(
             f"fast_dev_run is for a single worker, got {cluster.size} in TF_CONFIG; "
@@ -143,7 +148,7 @@ def prepare(
     workers = distribution.Workers(
         strategy, *((cluster.index, cluster.size) if cluster else (0, 1))
     )
-    _check_same_flags(workers, settings)
+    _check_same_run_on_all(workers, settings, state)
     saved = _as_the_chief(workers, directories.checkpoints, saved)
     global_batch_size = _global_batch(settings, strategy, saved)
     if settings.jit_compile and strategy.num_replicas_in_sync > 1:
@@ -216,25 +221,26 @@ def prepare(
             raise ValueError(
                 f"init_from must fit the model, got {settings.init_from}: {error}"
             ) from None
-    if not workers.is_chief:
-        return job
-    fence()
-    report.write_config(
-        directories.job,
-        config.to_dict(settings),
-        devices=[d.name for d in tf.config.list_logical_devices()],
-        replicas=strategy.num_replicas_in_sync,
-        workers=workers.count,
-        global_batch_size=global_batch_size,
-        total_steps=total_steps,
-        dataset=dict(
-            name=opened.name,
-            version=opened.version,
-            class_names=opened.class_names,
-            train_examples=num_examples,
-            val_examples=len(opened.val.ids),
-        ),
-    )
+    if workers.is_chief:
+        fence()
+        report.write_config(
+            directories.job,
+            config.to_dict(settings),
+            devices=[d.name for d in tf.config.list_logical_devices()],
+            replicas=strategy.num_replicas_in_sync,
+            workers=workers.count,
+            global_batch_size=global_batch_size,
+            total_steps=total_steps,
+            dataset=dict(
+                name=opened.name,
+                version=opened.version,
+                class_names=opened.class_names,
+                train_examples=num_examples,
+                val_examples=len(opened.val.ids),
+            ),
+        )
+    if workers.count > 1:
+        _check_shared(workers, directories.job)
     return job
 
 
@@ -354,15 +360,38 @@ def _check_same_run(state: dict[str, Any], saved: checkpoint.Checkpoint) -> None
         )
 
 
-def _check_same_flags(workers: distribution.Workers, settings: config.Config) -> None:
+def _check_same_run_on_all(
+    workers: distribution.Workers, settings: config.Config, state: dict[str, Any]
+) -> None:
     """Raises ValueError if this worker was not given what the chief was."""
-    own = {"data_dir", "download"}  # May be another place on each machine.
-    shared = {k: v for k, v in config.to_dict(settings).items() if k not in own}
-    digest = zlib.crc32(json.dumps(shared, sort_keys=True).encode())
-    if workers.chiefs(digest) != [digest]:
+    shared = config.to_dict(settings)
+    del shared["data_dir"]  # May be another place on each machine, with the same data.
+    told = json.dumps([shared, state["examples"]], sort_keys=True)
+    if not _as_on_the_chief(workers, told.encode()):
         raise ValueError(
-            f"all workers must be given the same flags, got worker {workers.index} with "
-            "others than the chief; start them with one command"
+            "all workers must be given the same flags and data, got worker "
+            f"{workers.index} with others than the chief; start them with one command"
+        )
+
+
+def _as_on_the_chief(workers: distribution.Workers, content: bytes) -> bool:
+    """Returns whether the chief has the same content; each worker must ask."""
+    digest = zlib.crc32(content)
+    return workers.chiefs(digest) == [digest]
+
+
+def _check_shared(workers: distribution.Workers, directory: str) -> None:
+    """Raises ValueError if this worker does not read what the chief has written."""
+    workers.wait()
+    content = b""
+    path = os.path.join(directory, "config.json")
+    if tf.io.gfile.exists(path):
+        with tf.io.gfile.GFile(path, "rb") as file:
+            content = file.read()
+    if not _as_on_the_chief(workers, content):
+        raise ValueError(
+            f"job_dir must be one that all workers read, got {directory}, where worker "
+            f"{workers.index} does not find what the chief has written"
         )
 
 

@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: Sequence[str], process_start: float, held: contextlib.ExitStack) -> int:
     """Trains; what must be given back in the end is left to `held`."""
+    notice: interruption.Notice | None = None
     try:
         settings = _settings(args)
         for name, value in GCS_DEFAULTS.items():
@@ -95,12 +96,14 @@ def _run(args: Sequence[str], process_start: float, held: contextlib.ExitStack) 
     except ModuleNotFoundError as error:
         return _stopped(REFUSED, _missing(error))
     except KeyboardInterrupt:
-        code = notice.code if notice.reason else INTERRUPTED
+        code = notice.code if notice and notice.reason else INTERRUPTED
         return _stopped(code, "interrupted before the first step")
     except Exception as error:
         if not _expected(error):
             raise
-        return _stopped(REFUSED, _one_line(error))
+        # The others' end refuses nothing: the same command may start again.
+        lost = type(error).__name__ == "WorkerLost"
+        return _stopped(FAILED if lost else REFUSED, _one_line(error))
     notice.started(lambda: train.what_is_kept(run))
     try:
         with distribution.losses_told(size):

@@ -67,6 +67,11 @@ def train_and_evaluate(
     """
     # The file may be there for one worker and not yet for another: the chief's counts.
     done_before = report.read_result(job.directories.job)
+    # One that was made after the last save, by a run that had been told to stop in it.
+    last, evaluations = done_before.get("last"), job.state["evaluations"]
+    known = {evaluation["step"] for evaluation in evaluations}
+    if last and last["step"] == job.state["step"] and last["step"] not in known:
+        evaluations.append(last)
     is_done = done_before.get("step") == job.state["step"] and stop_reason(job)
     if job.workers.chiefs(int(bool(is_done))) == [1]:
         logging.info(
@@ -226,10 +231,13 @@ class Run:
         try:
             name = checkpoint.name_of(chosen["step"])
             saved = checkpoint.load(job.directories.checkpoints, name, prefix="model/")
-            checkpoint.assign(saved.arrays, checkpoint.named_variables(job.model))
         except ValueError as error:  # The model still is that of the last step.
             logging.warning("Passed over for the last: %s", error)
-            chosen = last
+            saved, chosen = None, last
+        if job.workers.totals(int(saved is None)) != [0]:
+            chosen = last  # On all of them.
+        elif saved is not None:
+            checkpoint.assign(saved.arrays, checkpoint.named_variables(job.model))
         test = job.dataset.test
         split, name = (test, "test") if test else (job.dataset.val, "val")
         with self.clock.spent("evaluating"):
@@ -304,7 +312,9 @@ class Run:
         """Saves, and raises Interrupted when all workers may leave."""
         self._save()
         self._saver.wait()
-        self._job.workers.wait()
+        # All is saved: who could not wait for it changes nothing.
+        with contextlib.suppress(tf.errors.OpError):
+            self._job.workers.wait()
         self._job.latest = checkpoint.name_of(self._job.state["step"])
         raise self._notice.interrupted()
 
