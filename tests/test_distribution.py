@@ -212,3 +212,12 @@ def test_what_tensorflow_says_of_a_lost_worker_becomes_one_line():
     aborted = pytest.raises(tf.errors.AbortedError, match="retry")
     with aborted, distribution.losses_told(2):
         raise failed
+
+
+def test_auto_takes_the_tpu_that_tensorflow_shows(monkeypatch):
+    shown = {"TPU_SYSTEM": ["TPU_SYSTEM:0"]}
+    monkeypatch.setattr(
+        tf.config, "list_physical_devices", lambda kind: shown.get(kind, [])
+    )
+    with pytest.raises(ValueError, match="strategy tpu needs a TPU"):
+        distribution.make_strategy("auto")

@@ -117,8 +117,8 @@ class Config:
     lease_seconds: float = setting("Output", 120.0, "Seconds without a sign of life after which another run may take over a job_dir on gs://.", low=1)
     num_pictures: int = setting("Output", 4, "Examples in each picture of predictions.", low=1, high=64)
 
-    strategy: str = setting("Devices", "auto", "Where the replicas live; auto takes the TPU that is named, the workers of TF_CONFIG, all GPUs, else one CPU.", choices=("auto", "one_device", "mirrored", "multi_worker", "tpu"))
-    tpu: str | None = setting("Devices", None, "The TPU: local for that of this host, or an address.")
+    strategy: str = setting("Devices", "auto", "Where the replicas live; auto takes the TPU of this host or the one that is named, the workers of TF_CONFIG, all GPUs, else one CPU.", choices=("auto", "one_device", "mirrored", "multi_worker", "tpu"))
+    tpu: str | None = setting("Devices", None, "The TPU: local for that of this host, or its address.")
     worker_timeout_seconds: float = setting("Devices", 600.0, "Seconds to wait for another worker, at the start and at any step, before the run stops.", low=1)
     grace_seconds: float = setting("Devices", 9.0, "Seconds from a notice to stop, such as SIGTERM, after which the process leaves even if it has not saved.", low=0)
     num_cpu_devices: int | None = setting("Devices", None, "Logical CPU devices to mirror over.", low=1, high=64)

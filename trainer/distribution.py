@@ -203,7 +203,8 @@ def _chosen(
     num_cpu_devices: int | None, tpu: str | None, cluster: Cluster | None
 ) -> str:
     """Returns the strategy for what is there."""
-    if tpu is not None:
+    # Of a TPU, TensorFlow shows the system until it is made ready.
+    if tpu or any(map(tf.config.list_physical_devices, ("TPU", "TPU_SYSTEM"))):
         return "tpu"
     if cluster is not None:
         return "multi_worker"

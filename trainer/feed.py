@@ -50,11 +50,24 @@ def train_batches(
 
 
 def eval_batches(
-    job: Job, split: Split, name: str, batch_size: int, turns: int
+    job: Job, split: Split, name: str, batch_size: int, turns: int | None = None
 ) -> Callable[[threading.Event], tf.data.Dataset]:
-    """Returns this worker's batches of a split, one for each replica at every turn."""
-    workers = job.workers
-    replicas = job.strategy.num_replicas_in_sync // workers.count
+    """Returns the batches of a split.
+
+    Args:
+        job: The run.
+        split: The split.
+        name: Of its reader.
+        batch_size: Examples of a batch.
+        turns: At each of which every replica of this worker gets a batch of the
+            worker's part; of all of the split, for a single replica, when absent.
+    """
+    workers, share = job.workers, {}
+    if turns is not None:
+        replicas = job.strategy.num_replicas_in_sync // workers.count
+        share = dict(
+            batches=turns * replicas, worker=workers.index, workers=workers.count
+        )
 
     def batches(stop: threading.Event) -> tf.data.Dataset:
         return data.eval_batches(
@@ -63,27 +76,7 @@ def eval_batches(
             job.examples[name],
             image_size=job.settings.image_size,
             batch_size=batch_size,
-            batches=turns * replicas,
-            worker=workers.index,
-            workers=workers.count,
-            stop=stop,
-        )
-
-    return batches
-
-
-def first_examples(
-    job: Job, split: Split, name: str
-) -> Callable[[threading.Event], tf.data.Dataset]:
-    """Returns a batch of the first examples of a split, for a picture."""
-
-    def batches(stop: threading.Event) -> tf.data.Dataset:
-        return data.eval_batches(
-            job.dataset,
-            split,
-            job.examples[name],
-            image_size=job.settings.image_size,
-            batch_size=min(job.settings.num_pictures, len(split.ids)),
+            **share,
             stop=stop,
         )
 

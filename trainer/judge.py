@@ -73,7 +73,9 @@ class Judge:
         job = self._job
         if self._reporter is None:
             return None
-        with data.iterator(feed.first_examples(job, split, name)) as batches:
+        batch_size = min(job.settings.num_pictures, len(split.ids))
+        stream = feed.eval_batches(job, split, name, batch_size)
+        with data.iterator(stream) as batches:
             image, mask = (part.numpy() for part in next(batches))
         names = list(job.dataset.class_names)
         drawn = pictures.panels(image, mask, self._predict(image), names)
