@@ -136,6 +136,8 @@ VERTEX = {"chief": ["a:1"], "worker": ["b:1", "c:1"], "ps": ["d:1"], "evaluator"
         (tf_config(TWO, index="1"), (2, 1)),
         (tf_config(VERTEX, "chief"), (3, 0)),
         (tf_config(VERTEX, "worker", 1), (3, 2)),
+        (tf_config({"master": ["a:1"], "worker": ["b:1"]}, "master"), (2, 0)),
+        (tf_config({"master": ["a:1"], "worker": ["b:1"]}, "worker"), (2, 1)),
         (tf_config(dict(reversed(VERTEX.items())), "worker", 1), (3, 2)),
     ],
 )

@@ -15,6 +15,7 @@ from trainer import sums
 # Tasks that Vertex AI lists in TF_CONFIG and that take no part in the steps: the servers
 # of its reduction, shown as "ps", and evaluators. With them the strategy never starts.
 NO_WORKERS = ("ps", "evaluator")
+CHIEF = {"master": "chief"}  # An older name that Vertex AI may use.
 POLL_SECONDS = 0.5
 # What TensorFlow says where another worker is gone or late; other things fail with the
 # same kinds of error.
@@ -57,8 +58,9 @@ def read_cluster(environ: Mapping[str, str]) -> Cluster | None:
         return None
     try:
         told = json.loads(text)
-        jobs = {job: list(tasks) for job, tasks in told.get("cluster", {}).items()}
-        job, task = told.get("task", {}).get("type"), told.get("task", {}).get("index")
+        cluster, this = told.get("cluster", {}), told.get("task", {})
+        jobs = {CHIEF.get(job, job): list(tasks) for job, tasks in cluster.items()}
+        job, task = CHIEF.get(this.get("type"), this.get("type")), this.get("index")
     except (ValueError, AttributeError, TypeError):
         raise ValueError(
             f"TF_CONFIG must be JSON with cluster and task, got {text!r}"
