@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -457,3 +458,52 @@ def test_sound_examples_are_not_complained_of(pets):
     examples = data.examples_of(opened, SIZE, "none")["train"]
     elements = data.train_elements(opened.train, examples, seed=3, window=1000, start=0)
     data.explain(opened, examples, elements)
+
+
+# ---------------------------------------------------------------------------
+# Several workers
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_workers_read_their_own_files_once_and_the_one_they_share(
+    pets, cache, monkeypatch
+):
+    opened = open_pets(pets(60, shards=5), val_fraction=0.2)
+    opened_files: list[str] = []
+    dataset_of = tf.data.TFRecordDataset
+
+    def counted(path):
+        opened_files.append(path)
+        return dataset_of(path)
+
+    epochs, size = 4, 10  # At each step two of each file.
+    assert opened.train.shard_lengths == [10] * 5
+    taken_ids = []
+    for worker in range(2):
+        readers = data.examples_of(opened, SIZE, cache, worker, 2)
+        examples = readers["train"]
+        monkeypatch.setattr(tf.data, "TFRecordDataset", counted)
+        elements = data.train_elements(
+            opened.train,
+            examples,
+            seed=3,
+            window=1000,
+            start=0,
+            step_size=size,
+            worker=worker,
+            workers=2,
+        )
+        blank = np.zeros((SIZE, SIZE, 3), np.uint8)
+        for id, epoch, serialized in itertools.islice(elements, epochs * 50 // 2):
+            taken_ids.append((epoch, id))
+            if cache == "memory" and serialized:
+                examples.put(id, blank, blank[..., 0])
+        monkeypatch.undo()
+    assert sorted(taken_ids) == [
+        (epoch, id) for epoch in range(epochs) for id in opened.train.ids
+    ]
+    times = 1 if cache == "memory" else epochs
+    shared = opened.train.files[2]
+    assert {file: opened_files.count(file) for file in opened.train.files} == {
+        file: times * (2 if file == shared else 1) for file in opened.train.files
+    }

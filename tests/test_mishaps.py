@@ -270,13 +270,14 @@ def heard():
 
 
 @pytest.fixture
-def notice(monkeypatch: pytest.MonkeyPatch) -> interruption.Notice:
+def notice(monkeypatch: pytest.MonkeyPatch) -> Iterator[interruption.Notice]:
     """Returns the notice that the next run heeds, which no signal reaches."""
     made = interruption.Notice(grace_seconds=60)
     monkeypatch.setattr(
         interruption, "listening", lambda *_: contextlib.nullcontext(made)
     )
-    return made
+    yield made
+    made.end()  # Or it would end the tests after its time of grace.
 
 
 @pytest.mark.parametrize(("told_by", "code"), [("SIGTERM", 143), ("SIGINT", 130)])

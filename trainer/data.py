@@ -59,11 +59,26 @@ def examples_of(
     shared = dataset.val.files == dataset.train.files and size is not None
     readers["val"] = readers["train"] if shared else reader(dataset.val, size)
     if size is not None:
-        for name, split in (("train", dataset.train), ("val", dataset.val)):
-            readers[name].want(np.array_split(split.ids, workers)[worker])
+        train, val = (
+            np.array_split(split.ids, workers)[worker]
+            for split in (dataset.train, dataset.val)
+        )
+        readers["train"].want(_with_their_files(dataset.train, train))
+        readers["val"].want(val)
     if dataset.test is not None:
         readers["test"] = reader(dataset.test, None)
     return readers
+
+
+def _with_their_files(split: Split, ids: np.ndarray) -> np.ndarray:
+    """Returns all examples in the files of some.
+
+    Of a file that workers share, each takes others in each epoch: it is read once if all
+    of it is held back.
+    """
+    last = np.cumsum(split.file_lengths)
+    touched = np.searchsorted(last, ids, side="right")
+    return split.ids[np.isin(np.searchsorted(last, split.ids, side="right"), touched)]
 
 
 # ---------------------------------------------------------------------------
