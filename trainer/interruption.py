@@ -7,6 +7,7 @@ time of grace, or is told a second time, the process leaves without it.
 
 import _thread
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -28,6 +29,7 @@ NOTICES = {
     "maintenance-event": ("TERMINATE_ON_HOST_MAINTENANCE",),
 }
 METADATA_SECONDS = 1.0  # Between questions, and for an answer.
+MOST_UNANSWERED = 6  # First questions.
 
 
 class Interrupted(Exception):
@@ -112,7 +114,9 @@ def listening(grace_seconds: float, environ: Mapping[str, str]) -> Iterator[Noti
     """
     notice, ended = Notice(grace_seconds), threading.Event()
     # A shell's background job is to ignore Ctrl-C; a blocked signal is not ignored.
-    codes = {n: c for n, c in CODES.items() if signal.getsignal(n) != signal.SIG_IGN}
+    codes = dict(CODES)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        del codes[signal.SIGINT]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, codes)
 
     def listen() -> None:
@@ -150,22 +154,23 @@ def listening(grace_seconds: float, environ: Mapping[str, str]) -> Iterator[Noti
 def _ask_metadata(host: str, notice: Notice, ended: threading.Event) -> None:
     """Asks again and again whether this machine will be taken away.
 
-    Off Google Cloud, where nobody answers the first question, it asks no more.
+    Off Google Cloud, where nobody answers the first questions, it asks no more.
     """
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    answered = False
-    while not ended.wait(METADATA_SECONDS if answered else 0):
+    left: float = MOST_UNANSWERED
+    while left > 0 and not ended.wait(METADATA_SECONDS):
         for key, stopping in NOTICES.items():
             asked = urllib.request.Request(
                 METADATA.format(host, key), headers={"Metadata-Flavor": "Google"}
             )
             try:
                 with direct.open(asked, timeout=METADATA_SECONDS) as answer:
+                    if answer.headers["Metadata-Flavor"] != "Google":
+                        return  # Some other network's page.
                     said = answer.read(100).decode().strip()
             except (urllib.error.URLError, OSError):
-                if not answered:
-                    return
+                left -= 1
                 continue
-            answered = True
+            left = math.inf  # It is there; an outage later means nothing.
             if said in stopping:
                 notice.tell(f"{key} is {said}")
