@@ -1,6 +1,7 @@
 """What a person at the terminal sees: help, log, table, exit code."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import re
@@ -111,3 +112,23 @@ def test_a_defect_of_ours_is_not_hidden_in_one_line(monkeypatch):
     monkeypatch.setattr(config, "directories", broken)
     with pytest.raises(TypeError, match="a defect"):
         task.main(["--fast_dev_run"])
+
+
+def test_in_a_job_on_vertex_ai_each_line_is_json_with_its_severity(
+    pets, tiny_unet, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setenv("CLUSTER_SPEC", "{}")
+    args = [f"--data_dir={pets(8)}", "--image_size=32", "--val_fraction=0.25"]
+    args += ["--batch_size=2", "--total_steps=3", "--num_pictures=1"]
+    assert task.main([*args, f"--job_dir={tmp_path / 'job'}"]) == 0
+    assert task.main([*args, f"--job_dir={tmp_path / 'job'}", "--seed=1"]) == 2
+    out, err = capfd.readouterr()
+    entries = [json.loads(line) for line in out.splitlines()]
+    assert all(entry.keys() == {"severity", "message"} for entry in entries)
+    *log, answer, refusal = entries
+    assert {entry["severity"] for entry in log} == {"INFO"}
+    assert any(entry["message"].startswith("[3] val_loss=") for entry in log)
+    assert answer["message"].startswith("Best by val_mean_iou")
+    assert refusal["severity"] == "ERROR"
+    assert refusal["message"].startswith("seed must stay 0 to go on from step-00000003")
+    assert "segtrainer" not in err

@@ -6,6 +6,7 @@ checkpoint kept; 143 or 130 told to stop, by SIGTERM or Ctrl-C, after saving.
 
 import contextlib
 import dataclasses
+import json
 import logging as python_logging
 import os
 import re
@@ -117,7 +118,8 @@ def _run(args: Sequence[str], process_start: float, held: contextlib.ExitStack) 
         again = not isinstance(error, FloatingPointError)  # It would only fail again.
         return _stopped(FAILED, f"{_one_line(error)}; {train.what_is_kept(run, again)}")
     if writes:
-        print(train.answer(run, result))
+        answer = train.answer(run, result)
+        print(_structured("INFO", answer) if _is_on_vertex() else answer)
     return 0
 
 
@@ -176,8 +178,25 @@ def _missing(error: ModuleNotFoundError) -> str:
 
 
 def _stopped(code: int, reason: str) -> int:
-    print(f"segtrainer: {reason}", file=sys.stderr)
+    if _is_on_vertex():
+        print(_structured("ERROR", reason))
+    else:
+        print(f"segtrainer: {reason}", file=sys.stderr)
     return code
+
+
+def _is_on_vertex() -> bool:
+    """Returns whether this is a container of a custom job, which all have this."""
+    return "CLUSTER_SPEC" in os.environ
+
+
+def _structured(severity: str, message: str) -> str:
+    """Returns one line of JSON, of which Cloud Logging makes one entry.
+
+    Source: cloud.google.com/logging/docs/structured-logging; what is not JSON becomes
+    an entry a line, an error where it is written to stderr.
+    """
+    return json.dumps({"severity": severity, "message": message})
 
 
 def _process_start() -> float:
@@ -221,7 +240,11 @@ def _log_to(terminal: TextIO) -> None:
 
     class AboveTheBar(python_logging.Handler):
         def emit(self, record: python_logging.LogRecord) -> None:
-            tqdm.write(self.format(record), file=terminal)
+            if _is_on_vertex():
+                line = _structured(record.levelname, self.format(record))
+                print(line, flush=True)
+            else:
+                tqdm.write(self.format(record), file=terminal)
 
     handler = AboveTheBar()
     handler.setFormatter(python_logging.Formatter("%(message)s"))
