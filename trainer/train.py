@@ -445,8 +445,10 @@ def _say_what_starts(job: Job) -> None:
         if times > MOST_TIMES_READ:
             logging.info(
                 "The %d train files do not fit %d workers: together they read them %.1f "
-                "times in an epoch; write them in a multiple of %d shards",
-                *(len(opened.train.files), workers.count, times, workers.count),
+                "times in %s; write them in a multiple of %d alike shards",
+                *(len(opened.train.files), workers.count, times),
+                "the first epoch" if job.examples["train"].cached else "an epoch",
+                workers.count,
             )
 
 
