@@ -223,6 +223,33 @@ def test_a_step_whose_gradient_overflows_is_left_out_and_halves_the_scale(
     assert value(scale.scale) == pytest.approx(1.5e38)
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_the_optimizer_of_a_run_steps_and_leaves_out_steps_with_a_loss_scale(replicas):
+    image, mask = drawn()
+    strategy = strategy_of(replicas)
+    with strategy.scope():
+        model, scale = dense(), step.LossScale()
+        optimizer = step.make_optimizer(
+            model,
+            name="adam",
+            learning_rate=0.1,
+            schedule="constant",
+            warmup_steps=0,
+            total_steps=3,
+            weight_decay=0.0,
+        )
+    run = step.make_train_steps(strategy, model, optimizer, loss_scale=scale)
+    run(batches(strategy, image, mask), 1)
+    after = model.get_weights()[0]
+    assert after.any() and value(optimizer.iterations) == 1
+    scale.scale.assign(3e38)
+    image[...], mask[mask != 255] = 255, 1
+    run(batches(strategy, image, mask), 1)
+    np.testing.assert_array_equal(model.get_weights()[0], after)
+    assert value(optimizer.iterations) == 1
+    assert value(scale.scale) == pytest.approx(1.5e38)
+
+
 # ---------------------------------------------------------------------------
 # The learning rate
 

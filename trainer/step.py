@@ -76,22 +76,22 @@ def make_optimizer(
     return optimizer
 
 
-def make_replica_step(
+def make_gradients(
     model: keras.Model,
-    optimizer: keras.Optimizer,
     *,
     loss_scale: LossScale | None = None,
     clip_norm: float | None = None,
-) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Returns what each replica does in a step; the arguments as below.
+) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, list[tf.Tensor]]]:
+    """Returns what each replica does first in a step; the arguments as below.
 
     Returns:
         (image (N, S, S, 3) uint8, mask (N, S, S) uint8) -> this replica's share of the
-        loss, () float32.
+        loss, () float32, and the gradients of all replicas together.
     """
-    variables = model.trainable_variables
 
-    def replica_step(image: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    def gradients_of(
+        image: tf.Tensor, mask: tf.Tensor
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         context = tf.distribute.get_replica_context()
         with tf.GradientTape() as tape:
             logits = model(tf.cast(image, tf.float32), training=True)
@@ -100,27 +100,79 @@ def make_replica_step(
             counted = context.all_reduce("sum", tf.reduce_sum(pixels))
             loss = tf.reduce_sum(nats) / tf.maximum(counted, 1.0)
             scaled = loss * loss_scale.scale.value if loss_scale else loss
-        gradients = tape.gradient(scaled, variables)
+        gradients = tape.gradient(scaled, model.trainable_variables)
         gradients = sums.over_replicas(gradients)
         if loss_scale:
             gradients = [g / loss_scale.scale.value for g in gradients]
         if clip_norm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, clip_norm)
-        if loss_scale:
-            finite = tf.reduce_all(
-                [tf.reduce_all(tf.math.is_finite(g)) for g in gradients]
-            )
-            tf.cond(
-                finite,
-                lambda: _applied(optimizer, gradients, variables),
-                lambda: False,
-            )
-            loss_scale.adjust(finite)
-        else:
-            optimizer.apply(gradients, variables)
+        return loss, gradients
+
+    return gradients_of
+
+
+def make_replica_step(
+    model: keras.Model,
+    optimizer: keras.Optimizer,
+    *,
+    clip_norm: float | None = None,
+) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Returns what each replica does in a step without a loss scale; arguments as below.
+
+    Returns:
+        (image (N, S, S, 3) uint8, mask (N, S, S) uint8) -> this replica's share of the
+        loss, () float32.
+    """
+    gradients_of = make_gradients(model, clip_norm=clip_norm)
+
+    def replica_step(image: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        loss, gradients = gradients_of(image, mask)
+        optimizer.apply(gradients, model.trainable_variables)
         return loss
 
     return replica_step
+
+
+def _make_step(
+    strategy: tf.distribute.Strategy,
+    model: keras.Model,
+    optimizer: keras.Optimizer,
+    loss_scale: LossScale | None,
+    clip_norm: float | None,
+) -> Callable[[tuple], tf.Tensor]:
+    """Returns the step of all replicas: their batches -> their shares of the loss.
+
+    With a loss scale it is left out where a gradient overflows. That is decided for all
+    of them, outside of what each does: a replica may not meet the others, as it does to
+    update, within a condition of its own.
+    """
+    if loss_scale is None:
+        replica_step = make_replica_step(model, optimizer, clip_norm=clip_norm)
+        return lambda batch: strategy.run(replica_step, args=batch)
+    gradients_of = make_gradients(model, loss_scale=loss_scale, clip_norm=clip_norm)
+
+    def checked(image: tf.Tensor, mask: tf.Tensor) -> tuple:
+        loss, gradients = gradients_of(image, mask)
+        finite = [tf.reduce_all(tf.math.is_finite(g)) for g in gradients]
+        return loss, gradients, tf.reduce_all(finite)
+
+    def apply(gradients: list[tf.Tensor]) -> None:
+        optimizer.apply(gradients, model.trainable_variables)
+
+    def step(batch: tuple) -> tf.Tensor:
+        loss, gradients, finite = strategy.run(checked, args=batch)
+        # Of the same sums, it is the same on all.
+        finite = strategy.experimental_local_results(finite)[0]
+
+        def update() -> tf.Tensor:
+            strategy.run(apply, args=(gradients,))
+            return tf.constant(True)
+
+        tf.cond(finite, update, lambda: tf.constant(False))
+        loss_scale.adjust(finite)
+        return loss
+
+    return step
 
 
 def make_train_steps(
@@ -147,9 +199,7 @@ def make_train_steps(
         taken, seconds spent waiting for batches). Losses are in nats per counted pixel
         of the global batch. It stops after a loss that is not finite.
     """
-    step = make_replica_step(
-        model, optimizer, loss_scale=loss_scale, clip_norm=clip_norm
-    )
+    step = _make_step(strategy, model, optimizer, loss_scale, clip_norm)
     if jit_compile:
         step = tf.function(step, jit_compile=True)
 
@@ -162,7 +212,7 @@ def make_train_steps(
             batch = next(iterator)
             with tf.control_dependencies(_tensors(strategy, batch)):
                 waited += _now(strategy) - asked
-            loss = strategy.reduce("sum", strategy.run(step, args=batch), axis=None)
+            loss = strategy.reduce("sum", step(batch), axis=None)
             total += tf.cast(loss, tf.float64)
             taken += 1
             if not tf.math.is_finite(loss):
@@ -174,11 +224,6 @@ def make_train_steps(
         return float(total), float(loss), int(taken), float(waited)
 
     return train_steps
-
-
-def _applied(optimizer, gradients, variables) -> bool:
-    optimizer.apply(gradients, variables)
-    return True
 
 
 def _now(strategy: tf.distribute.Strategy) -> tf.Tensor:
