@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import pathlib
+import re
 import socket
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -282,6 +283,7 @@ def refused(
         assert (code, out) == (2, "")
         [line] = err.splitlines()
         assert line.startswith("segtrainer: ")
+        assert not re.search(r"Traceback|Error:", line), line
         return line.removeprefix("segtrainer: ")
 
     return run
