@@ -109,20 +109,25 @@ def test_the_sum_over_replicas_is_clipped_not_its_parts(replicas):
     np.testing.assert_allclose(weights, -RATE * gradient, rtol=1e-5, atol=1e-7)
 
 
+def adam(model):
+    """Returns the optimizer of a run; call it in the strategy's scope."""
+    return step.make_optimizer(
+        model,
+        name="adam",
+        learning_rate=0.1,
+        schedule="constant",
+        warmup_steps=0,
+        total_steps=3,
+        weight_decay=0.0,
+    )
+
+
 def momentum_of(replicas, image, mask):
     """Returns Adam's first moment after a step: a tenth of the gradient it was given."""
     strategy = strategy_of(replicas)
     with strategy.scope():
         model = dense()
-        optimizer = step.make_optimizer(
-            model,
-            name="adam",
-            learning_rate=0.1,
-            schedule="constant",
-            warmup_steps=0,
-            total_steps=1,
-            weight_decay=0.0,
-        )
+        optimizer = adam(model)
     run = step.make_train_steps(strategy, model, optimizer)
     run(batches(strategy, image, mask), 1)
     [moment] = [v for v in optimizer.variables if "momentum" in v.path]
@@ -229,15 +234,7 @@ def test_the_optimizer_of_a_run_steps_and_leaves_out_steps_with_a_loss_scale(rep
     strategy = strategy_of(replicas)
     with strategy.scope():
         model, scale = dense(), step.LossScale()
-        optimizer = step.make_optimizer(
-            model,
-            name="adam",
-            learning_rate=0.1,
-            schedule="constant",
-            warmup_steps=0,
-            total_steps=3,
-            weight_decay=0.0,
-        )
+        optimizer = adam(model)
     run = step.make_train_steps(strategy, model, optimizer, loss_scale=scale)
     run(batches(strategy, image, mask), 1)
     after = model.get_weights()[0]
