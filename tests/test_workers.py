@@ -105,6 +105,10 @@ def test_a_run_stopped_five_times_and_killed_once_ends_as_if_it_had_not_been(
     processes = cluster.start(2, flags, log, taken)
     assert cluster.end(processes) == [0, 0], pathlib.Path(f"{log}-0").read_text()
 
+    log_of_chief = pathlib.Path(f"{log}-0").read_text()
+    assert "of 32 examples (16 on each of 2 replicas), " in log_of_chief
+    assert "The 5 train files do not fit 2 workers: together they" in log_of_chief
+
     found, expected = (
         cluster.recorded(folder / "taken") for folder in (tmp_path, reference)
     )
@@ -119,6 +123,21 @@ def test_a_run_stopped_five_times_and_killed_once_ends_as_if_it_had_not_been(
         assert ours == pytest.approx(theirs, abs=1e-6)  # The loss is told in float32.
     result = json.loads((job_dir / "result.json").read_text())
     assert result["seconds_of"]["lost_to_restarts"] > 5
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_given_up_by_the_others(data_dir, tmp_path):
+    flags = [*command(data_dir, tmp_path / "job"), "--total_steps=100000"]
+    processes = cluster.start(2, flags, tmp_path / "log")
+    try:
+        until_step(tmp_path / "job", 4, processes)
+        processes[1].send_signal(signal.SIGSTOP)
+        assert processes[0].wait(timeout=60) == 1
+    finally:
+        for process in processes:
+            process.kill()
+    told = (tmp_path / "log-0").read_text().splitlines()[-1]
+    assert "worker 1 is gone or gave no answer in time, so that the others stop" in told
 
 
 @pytest.mark.slow
