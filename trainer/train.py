@@ -426,12 +426,12 @@ def _say_what_starts(job: Job) -> None:
             ", ".join(opened.class_names),
         ),
     )
+    replicas = job.strategy.num_replicas_in_sync
+    shared = f" ({job.batch_size} on each of {replicas} replicas)"
     logging.info(
-        "%d steps of %d examples (%d on each of %d replicas), %.1f steps an epoch, "
-        "learning rate %g; writing to %s",
-        *(job.total_steps, job.global_batch_size, job.batch_size),
-        *(job.strategy.num_replicas_in_sync, job.steps_per_epoch),
-        *(job.state["learning_rate"], job.directories.job),
+        "%d steps of %d examples%s, %.1f steps an epoch, learning rate %g; writing to %s",
+        *(job.total_steps, job.global_batch_size, shared if replicas > 1 else ""),
+        *(job.steps_per_epoch, job.state["learning_rate"], job.directories.job),
     )
     if workers.count > 1:
         logging.info("%d workers, of which this is the chief", workers.count)
