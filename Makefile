@@ -19,7 +19,7 @@ LOCK = $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsaf
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-install: .venv/installed .venv-gcs/locked  ## Make the environments from the lock files, once
+install: .venv/installed .venv-gcs/locked .venv-deploy/locked  ## Make the environments from the lock files, once
 
 train: install  ## Train on the bundled sample; more flags: make train TRAIN_FLAGS="..."
 	@$(BIN)/python -m trainer.task $(SAMPLE_FLAGS) $(TRAIN_FLAGS)
@@ -40,20 +40,24 @@ lock: install  ## Remake the lock files; newest versions: make lock LOCK_FLAGS=-
 	@echo "Resolving versions, about 2 minutes ..."
 	@$(LOCK) --extra cpu --extra dev --output-file requirements.lock setup.py
 	@$(LOCK) --output-file requirements-gcs.lock requirements-gcs.in
+	@$(LOCK) --output-file requirements-deploy.lock requirements-deploy.in
 	@$(LOCK) --output-file requirements-tpu.lock requirements-tpu.in
-	@grep -c == requirements.lock requirements-gcs.lock requirements-tpu.lock
+	@grep -c == requirements.lock requirements-gcs.lock requirements-deploy.lock \
+		requirements-tpu.lock
 
 clean:  ## Remove the environments and the caches; runs are kept
-	rm -rf .venv .venv-gcs .venv-tpu .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-gcs .venv-deploy .venv-tpu \
+		.mypy_cache .pytest_cache .ruff_cache *.egg-info
 
 # Two stamps: a changed lock makes the environment anew, so that nothing of the old one
 # is left behind; changed metadata only installs our own package again. setuptools warns
 # at length of every editable install; it is the one of the lock file.
 .venv/locked: requirements.lock
 .venv-gcs/locked: requirements-gcs.lock
+.venv-deploy/locked: requirements-deploy.lock
 # More than a gigabyte for one benchmark: `make install` leaves it out.
 .venv-tpu/locked: requirements-tpu.lock
-.venv/locked .venv-gcs/locked .venv-tpu/locked:
+.venv/locked .venv-gcs/locked .venv-deploy/locked .venv-tpu/locked:
 	@test -n "$(PYTHON)" || \
 		{ echo "No Python 3.11 to 3.13 found; name one: make install PYTHON=..."; exit 1; }
 	@echo "Making $(@D) with $$($(PYTHON) --version) ..."

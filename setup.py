@@ -46,7 +46,15 @@ EXTRAS = {
     "tpu": ["tensorflow-tpu>=2.20,<2.21"],  # the last release there is
     # Orders jobs. Its protobuf range often conflicts with TensorFlow's: give it an
     # environment of its own, never the training image.
-    "deploy": ["google-cloud-aiplatform>=2.7,<3"],
+    "deploy": [
+        "google-cloud-aiplatform>=2.7,<3",  # the job service's client and types
+        "pyyaml>=6.0",  # deploy.tune --search_space
+    ],
+    # Runs searches on this machine, beside TensorFlow.
+    "local": [
+        "optuna>=4.5",  # chooses the settings of trials
+        "pyyaml>=6.0",  # deploy.local --search_space
+    ],
     "dev": [
         "mypy>=2.0",  # make check
         "pip-tools>=7.5",  # make lock
@@ -64,7 +72,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.11,<3.14",
-    packages=find_packages(include=["trainer", "trainer.*"]),
+    packages=find_packages(include=["trainer", "trainer.*", "deploy", "deploy.*"]),
     package_data={"trainer": ["assets/**/*"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,

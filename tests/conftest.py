@@ -19,6 +19,7 @@ from absl import logging
 
 from benchmarks import make_sample, scale_dataset
 from tests.gcs import programs, server
+from tests.vertex import server as vertex_server
 from trainer import model, task
 
 tf.config.set_logical_device_configuration(
@@ -266,6 +267,28 @@ def gcs_here(gcs: server.Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leads this process to our own Google Cloud Storage, too."""
     for name, value in gcs.environment.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="session")
+def vertex_of_session() -> Iterator[vertex_server.Service]:
+    """Returns a Vertex AI of our own, the same for all tests."""
+    if reason := vertex_server.missing():
+        pytest.skip(reason)
+    with vertex_server.serve() as running:
+        yield running
+
+
+@pytest.fixture
+def vertex(
+    vertex_of_session: vertex_server.Service,
+) -> Iterator[vertex_server.Service]:
+    """Returns a Vertex AI of our own: no jobs, no requests, no faults.
+
+    Clients find it by `vertex.address`, an api_endpoint for REST.
+    """
+    vertex_of_session.reset()
+    yield vertex_of_session
+    vertex_of_session.reset()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from trainer import config
+from trainer import config, flags
 from trainer.config import Config
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
@@ -93,18 +93,18 @@ ALONE = {"batch_size", "jit_compile", "scale_learning_rate", "tpu", "try_gcs"}
 def test_setting_comes_back_from_its_flag(name):
     settings = Config(**{name: OTHER[name], **NEEDS.get(name, {})})
     assert getattr(settings, name) != FIELDS[name].default
-    again = config.from_args(config.to_args(settings))
+    again = config.from_args(flags.to_args(settings))
     assert again == settings
     assert type(getattr(again, name)) is type(OTHER[name])
 
 
 def test_all_settings_come_back_from_their_flags_together():
     settings = Config(**{k: v for k, v in OTHER.items() if k not in ALONE})
-    assert config.from_args(config.to_args(settings)) == settings
+    assert config.from_args(flags.to_args(settings)) == settings
 
 
 def test_settings_left_alone_need_no_flags():
-    assert config.to_args(Config()) == []
+    assert flags.to_args(Config()) == []
     assert config.from_args([]) == Config()
 
 
@@ -168,7 +168,7 @@ def test_settings_cannot_be_changed():
 
 
 def test_help_shows_each_flag_under_its_group_with_its_default_and_choices():
-    blocks = config.help_text().split("\n\n")
+    blocks = flags.help_text(Config).split("\n\n")
     shown = {block.splitlines()[0].rstrip(":"): block for block in blocks}
     groups = {field.metadata["group"] for field in FIELDS.values()}
     assert shown.keys() == groups and len(blocks) == len(groups)

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 import trainer
+from deploy import jobs, local, order
 from trainer.config import Config
 
 FOLDER = pathlib.Path(trainer.__file__).parent
@@ -26,7 +27,7 @@ LEAVES = {
     *(
         "augment",
         "clock",
-        "config",
+        "flags",
         "dataset",
         "examples",
         "files",
@@ -38,7 +39,8 @@ LEAVES = {
 COMMANDS = {"evaluate", "export", "predict", "prepare"}
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
-    "task": {"config", "distribution", "interruption", "job", "train"},
+    "task": {"config", "distribution", "flags", "interruption", "job", "train"},
+    "config": {"flags"},
     "lease_gcs": {"bucket", "lease"},
     "train": MODULES - {"task", "train"},
     "judge": {"data", "dataset", "evaluate", "feed", "job", "pictures", "report"},
@@ -54,6 +56,34 @@ MAY_IMPORT: dict[str, set[str]] = {
     "step": {"losses", "sums"},
     "evaluate": {"losses", "metrics"},
     **{name: set() for name in LEAVES},
+}
+
+# The same of deploy, where a job is ordered: nothing of TensorFlow, of the trainer its
+# settings only.
+DEPLOY = {
+    path.stem: ast.parse(path.read_text(encoding="utf-8"))
+    for path in sorted((FOLDER.parent / "deploy").glob("*.py"))
+}
+SENDS = {"command", "order", "sending", "service", "spec"}
+DEPLOY_MAY_IMPORT: dict[str, set[str]] = {
+    "__init__": set(),
+    "order": set(),
+    "command": {"order"},
+    "rules": {"order"},
+    "space": {"order"},
+    "spec": {"order", "rules", "space"},
+    "trials": {"space"},
+    "service": {"command"},
+    "storage": {"command", "order", "service", "spec"},
+    "sending": SENDS - {"sending"} | {"storage"},
+    "submit": SENDS,
+    "tune": SENDS | {"trials"},
+    "jobs": {"command", "sending", "service", "trials"},
+    "replicas": {"order", "spec"},
+    "restarts": {"replicas"},
+    "local_search": {"command", "order", "replicas", "restarts", "space", "trials"},
+    "local": {"command", "local_search", "order", "replicas", "restarts", "rules"}
+    | {"space"},
 }
 
 # Needed at run time, but by a library of ours, which does not declare it.
@@ -85,6 +115,28 @@ def test_module_imports_only_what_lies_below_it(module):
     assert imported_modules(TREES[module]) <= MAY_IMPORT[module]
 
 
+@pytest.mark.parametrize("module", sorted(DEPLOY))
+def test_a_module_of_deploy_imports_only_what_lies_below_it(module):
+    assert module in DEPLOY_MAY_IMPORT, f"give deploy/{module}.py a line"
+    parts = [name.split(".") for name in imported_names(DEPLOY[module])]
+    of_deploy = {part[1] for part in parts if part[0] == "deploy"}
+    assert of_deploy <= DEPLOY_MAY_IMPORT[module]
+    of_trainer = {part[1] for part in parts if part[0] == "trainer"}
+    assert of_trainer <= {"config", "flags"}
+    assert not {part[0] for part in parts} & {"tensorflow", "keras"}
+
+
+def test_importing_all_of_deploy_imports_neither_tensorflow_nor_the_sdk():
+    names = ", ".join(f"deploy.{name}" for name in DEPLOY if name != "__init__")
+    code = (
+        f"import sys, {names}; print([name for name in ('tensorflow', 'keras', 'numpy',"
+        "'google.cloud.aiplatform_v1', 'optuna', 'yaml') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"
+
+
 def test_no_modules_import_each_other_in_a_circle():
     below = {module: imported_modules(tree) for module, tree in TREES.items()}
     while leaves := {module for module, others in below.items() if not others}:
@@ -92,8 +144,14 @@ def test_no_modules_import_each_other_in_a_circle():
     assert not below
 
 
-@pytest.mark.parametrize("module", sorted(TREES))
-def test_importing_a_module_does_nothing_but_define(module):
+@pytest.mark.parametrize(
+    "name, tree",
+    [
+        *((f"trainer/{name}.py", tree) for name, tree in TREES.items()),
+        *((f"deploy/{name}.py", tree) for name, tree in DEPLOY.items()),
+    ],
+)
+def test_importing_a_module_does_nothing_but_define(name, tree):
     defining = (
         ast.Import,
         ast.ImportFrom,
@@ -102,7 +160,7 @@ def test_importing_a_module_does_nothing_but_define(module):
         ast.Assign,
         ast.AnnAssign,
     )
-    for index, node in enumerate(TREES[module].body):
+    for index, node in enumerate(tree.body):
         is_docstring = index == 0 and isinstance(node, ast.Expr)
         is_start = isinstance(node, ast.If) and ast.unparse(node.test) in (
             "__name__ == '__main__'",
@@ -110,11 +168,11 @@ def test_importing_a_module_does_nothing_but_define(module):
             "typing.TYPE_CHECKING",
         )
         assert isinstance(node, defining) or is_docstring or is_start, (
-            f"trainer/{module}.py line {node.lineno}: {ast.unparse(node)[:60]}"
+            f"{name} line {node.lineno}: {ast.unparse(node)[:60]}"
         )
 
 
-@pytest.mark.parametrize("module", ["config", "task"])
+@pytest.mark.parametrize("module", ["flags", "config", "task"])
 def test_settings_are_checked_before_tensorflow_is_imported(module):
     code = (
         f"import sys, trainer.{module}; "
@@ -137,6 +195,20 @@ def test_every_setting_is_used():
     settings = {field.name for field in dataclasses.fields(Config)}
     assert settings, "Config has no settings"
     assert settings - read == set()
+
+
+@pytest.mark.parametrize(
+    "kind", [order.Order, order.Search, order.Sending, local.Here, jobs.Looking]
+)
+def test_every_setting_of_an_order_is_used(kind):
+    read = {
+        node.attr
+        for tree in DEPLOY.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and ast.unparse(node.value) in ("order", "search", "sending", "how", "here")
+    }
+    assert {field.name for field in dataclasses.fields(kind)} - read == set()
 
 
 def required(extra: str | None) -> set[str]:
@@ -175,7 +247,13 @@ def test_tensorflow_comes_with_an_extra_only():
 
 
 @pytest.mark.parametrize(
-    "name", ["requirements.lock", "requirements-gcs.lock", "requirements-tpu.lock"]
+    "name",
+    [
+        "requirements.lock",
+        "requirements-gcs.lock",
+        "requirements-deploy.lock",
+        "requirements-tpu.lock",
+    ],
 )
 def test_the_lock_file_names_no_registry_and_no_path(name):
     lock = FOLDER.parent / name

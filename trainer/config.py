@@ -1,45 +1,12 @@
 """Every setting of a run: flag, default, unit, help, check. No TensorFlow here."""
 
 import dataclasses
-import math
 import os
-import re
-import types
-import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import flags
-
-TRUE_OR_FALSE = frozenset(("true", "1", "false", "0"))
-
-
-def setting(
-    group: str,
-    default: Any,
-    help: str,
-    *,
-    choices: tuple[str, ...] | None = None,
-    low: float | None = None,
-    high: float | None = None,
-    identity: bool = False,
-) -> Any:
-    """Returns a field of `Config`.
-
-    Args:
-        group: Heading under which `--help` shows it.
-        default: Value when the flag is not given.
-        help: One sentence with the unit.
-        choices: The values allowed; any when absent.
-        low: Smallest value allowed.
-        high: Largest value allowed.
-        identity: Whether it makes the run what it is, so that a run cannot be
-            resumed with another value.
-    """
-    metadata = dict(
-        group=group, help=help, choices=choices, low=low, high=high, identity=identity
-    )
-    return dataclasses.field(default=default, metadata=metadata)
+from trainer import flags
+from trainer.flags import setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,8 +95,7 @@ class Config:
     # fmt: on
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            _check(field, getattr(self, field.name))
+        flags.check(self)
         if self.image_size % 32:
             lower = self.image_size // 32 * 32
             raise ValueError(
@@ -231,35 +197,6 @@ class Config:
                 )
 
 
-def _check(field: dataclasses.Field[Any], value: Any) -> None:
-    """Raises ValueError where `value` is not one that the setting allows."""
-    if value is None:
-        return
-    rule = field.metadata
-    if isinstance(value, str) and not value:
-        raise ValueError(f"{field.name} must not be empty; leave the flag out instead")
-    if isinstance(value, str) and value.startswith("--"):
-        raise ValueError(
-            f"{field.name} must have a value, got the next flag, {value}; write "
-            f"--{field.name}=VALUE"
-        )
-    if isinstance(value, str) and value.startswith("~"):
-        raise ValueError(
-            f"{field.name} must be a path without ~, which the shell leaves alone after "
-            f"=, got {value}; write $HOME instead"
-        )
-    if rule["choices"] and value not in rule["choices"]:
-        options = ", ".join(rule["choices"])
-        raise ValueError(f"{field.name} must be one of {options}, got {value!r}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{field.name} must be a finite number, got {value}")
-    low, high = rule["low"], rule["high"]
-    if low is not None and value < low:
-        raise ValueError(f"{field.name} must be at least {low:.12g}, got {value:.12g}")
-    if high is not None and value > high:
-        raise ValueError(f"{field.name} must be at most {high:.12g}, got {value:.12g}")
-
-
 def identity(config: Config) -> dict[str, Any]:
     """Returns the settings that a resumed run must share, as JSON values."""
     return {
@@ -278,25 +215,6 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def to_args(config: Config) -> list[str]:
-    """Returns the flags that make `config`, those that differ from the default."""
-    args = []
-    for field in dataclasses.fields(Config):
-        value = getattr(config, field.name)
-        if value == field.default or value is None:
-            continue
-        if isinstance(value, bool):
-            value = str(value).lower()
-        elif isinstance(value, tuple):
-            value = ",".join(map(str, value))
-        args.append(f"--{field.name}={value}")
-    return args
-
-
-# ---------------------------------------------------------------------------
-# Flags
-
-
 def from_args(args: Sequence[str]) -> Config:
     """Returns the settings of a command line.
 
@@ -309,25 +227,13 @@ def from_args(args: Sequence[str]) -> Config:
         ValueError: One line about the flag that is unknown, malformed, out of range
             or in conflict.
     """
-    values = define_flags()
-    booleans = {f.name for f in dataclasses.fields(Config) if _type(f) is bool}
-    try:
-        stray = values(["task", *_joined(args, booleans)])[1:]
-    except flags.Error as error:
-        raise ValueError(_one_line(error)) from None
-    if stray:
-        raise ValueError(
-            f"unexpected argument {stray[0]!r}: settings are given as --name=value"
-        )
+    values = flags.read(args, Config)
     if values["batch_size"].present and values["global_batch_size"].value is not None:
         raise ValueError(
             f"give batch_size or global_batch_size, got both: {values.batch_size} per "
             f"replica and {values.global_batch_size} over all"
         )
-    given: dict[str, Any] = {
-        field.name: values[field.name].value for field in dataclasses.fields(Config)
-    }
-    return Config(**given)
+    return flags.make(Config, values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,109 +267,3 @@ def directories(settings: Config, environ: Mapping[str, str]) -> Directories:
         or vertex.get("AIP_TENSORBOARD_LOG_DIR")
         or os.path.join(job, "logs"),
     )
-
-
-def define_flags() -> flags.FlagValues:
-    """Returns one absl flag for each setting, none of them global."""
-    values = flags.FlagValues()  # type: ignore[no-untyped-call]
-    for field in dataclasses.fields(Config):
-        help = field.metadata["help"]
-        kind = _type(field)
-        default = typing.cast(Any, field.default)
-        if kind is bool:
-            flags.DEFINE_boolean(field.name, default, help, flag_values=values)
-        else:
-            parser = _Parser(kind=kind)
-            flags.DEFINE(parser, field.name, default, help, flag_values=values)
-    return values
-
-
-class _Parser(flags.ArgumentParser[Any]):
-    def __init__(self, kind: Any) -> None:
-        self.kind = kind
-
-    def parse(self, argument: Any) -> Any:
-        try:
-            return _PARSE[self.kind](argument)
-        except (ValueError, OverflowError):
-            raise ValueError(f"must be {_KIND[self.kind]}") from None
-
-
-def _integer(text: Any) -> int:
-    # Vertex AI's tuner sends integers as 16.0.
-    number = float(text)
-    if number != int(number):
-        raise ValueError
-    return int(text) if isinstance(text, int) else int(number)
-
-
-def _integers(text: Any) -> tuple[int, ...]:
-    return text if isinstance(text, tuple) else tuple(map(_integer, text.split(",")))
-
-
-def _names(text: Any) -> tuple[str, ...]:
-    return text if isinstance(text, tuple) else tuple(text.split(","))
-
-
-_PARSE: dict[Any, Callable[[Any], Any]] = {
-    int: _integer,
-    float: float,
-    str: str,
-    tuple[int, ...]: _integers,
-    tuple[str, ...]: _names,
-}
-
-_KIND: dict[Any, str] = {
-    int: "a whole number",
-    float: "a number",
-    tuple[int, ...]: "whole numbers separated by commas",
-}
-
-
-def _type(field: dataclasses.Field[Any]) -> Any:
-    """Returns the type of a setting's value when it has one."""
-    if isinstance(field.type, types.UnionType):
-        return typing.get_args(field.type)[0]
-    return field.type
-
-
-def _joined(args: Sequence[str], booleans: set[str]) -> list[str]:
-    """Returns the arguments with `--flag true` as one, which absl leaves as two."""
-    joined: list[str] = []
-    for arg in args:
-        last = joined[-1] if joined else ""
-        if arg.lower() in TRUE_OR_FALSE and last.lstrip("-") in booleans:
-            joined[-1] = f"{last}={arg.lower()}"
-        else:
-            joined.append(arg)
-    return joined
-
-
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines).removeprefix("ERROR:: ")
-    # absl shows a tuple where its text for booleans should be.
-    text = re.sub(r"\('Non-boolean argument.*\)$", "must be true or false", text)
-    return text + "; --help shows all flags"
-
-
-def help_text() -> str:
-    """Returns what `--help` prints: every flag under its heading."""
-    lines: list[str] = []
-    heading = None
-    for field in dataclasses.fields(Config):
-        if field.metadata["group"] != heading:
-            heading = field.metadata["group"]
-            lines += ["", f"{heading}:"]
-        default = "" if field.default is None else f"={_shown(field.default)}"
-        choices = field.metadata["choices"]
-        options = f" [{' | '.join(choices)}]" if choices else ""
-        lines.append(f"  --{field.name}{default}")
-        lines.append(f"      {field.metadata['help']}{options}")
-    return "\n".join(lines[1:])
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -18,7 +18,7 @@ from typing import NoReturn, TextIO
 
 from absl import logging
 
-from trainer import config, interruption
+from trainer import config, flags, interruption
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
 # For gs://, read by TensorFlow when it first opens such a path; the user's own go
@@ -56,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     process_start = _process_start()
     args = list(sys.argv[1:] if argv is None else argv)
     if any(arg in ("--help", "-help", "-h", "--helpfull") for arg in args):
-        print(f"Trains a U-Net for semantic segmentation.\n\n{config.help_text()}")
+        print(
+            f"Trains a U-Net for semantic segmentation.\n\n{flags.help_text(config.Config)}"
+        )
         return 0
     with contextlib.ExitStack() as held:
         return _run(args, process_start, held)

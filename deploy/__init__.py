@@ -1,0 +1,1 @@
+"""The order: what is asked of Vertex AI, shown, sent, looked after; no TensorFlow."""

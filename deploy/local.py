@@ -1,0 +1,87 @@
+"""Runs an order, a job or a search, on this machine as Vertex AI would.
+
+python -m deploy.local --num_workers=2 --preempt_every_seconds=60 -- --epochs=2
+"""
+
+import dataclasses
+import functools
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from deploy import command, local_search, replicas, restarts, rules, space
+from deploy.order import Order, Search
+from trainer import flags
+from trainer.flags import setting
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Here:
+    """How an order runs on this machine."""
+
+    # fmt: off
+    output_dir: str = setting("Here", "runs", "The job writes to the folder JOB_NAME in it, in place of the bucket, so that nothing tried here is gone on with there.")
+    preempt_every_seconds: float | None = setting("Here", None, "Take a process away as often, as Spot machines go, one after the other.", low=1)
+    preemptions: int = setting("Here", 6, "How often at the most; the service gives a Spot job up after six.", low=0)
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        flags.check(self)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code: that of the job's chief."""
+    return command.run(
+        "Runs an order on this machine as Vertex AI would: a job or, with --search or "
+        "--search_space, a search.",
+        _run,
+        (Order, Search, Here),
+        argv,
+    )
+
+
+def _run(order: Order, search: Search, here: Here, trainer_args: list[str]) -> int:
+    order = dataclasses.replace(order, job_name=order.job_name or "local")
+    folder = os.path.join(here.output_dir, str(order.job_name))
+    study = None
+    if search.search is not None or search.search_space is not None:
+        study = space.study(search, trainer_args)
+        trainer_args = study.trainer_args
+        rules.check_for_trials(order, trainer_args)
+        local_search.check(search, folder)
+    rules.check(order, trainer_args)
+    gpus = replicas.count_gpus()
+    at_once = search.parallel_trials if study else 1
+    for missing in replicas.lacks(order, gpus, at_once):
+        command.note(f"not on this machine, left out: {missing}")
+    command.note(f"writes to {folder}")
+
+    def job(args: Sequence[str], trial: str | None, slot: int) -> restarts.Job:
+        first_gpu = slot * order.gpus * order.num_workers if gpus else None
+        return restarts.Job(
+            replicas.of_job(
+                order, args, folder, str(time.time_ns()), os.environ, trial, first_gpu
+            ),
+            functools.partial(_say, f"trial {trial} " if trial else ""),
+            preempt_every_seconds=here.preempt_every_seconds,
+            preemptions=here.preemptions,
+            restart_all=order.restart_job_on_worker_restart,
+            disable_retries=order.disable_retries,
+            timeout_seconds=order.timeout_seconds,
+        )
+
+    with restarts.side_by_side(at_once) as jobs:
+        if study is None:
+            return jobs.exit_code(jobs.start(job(trainer_args, None, 0)))
+        return local_search.run(study, search, folder, jobs, job)
+
+
+def _say(before: str, name: str, line: str) -> None:
+    # In one piece: several threads write.
+    sys.stdout.write(f"{before}{name} | {line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""What an order must be as a whole, each rule with its reason.
+
+Machines, accelerators and regions are the service's to know; only the shape of an order
+is checked, and that what is paid for is used.
+
+Source: the comments of CustomJobSpec, Scheduling and StudySpec in the API's protos, and
+cloud.google.com/vertex-ai/docs/training.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+
+from deploy.order import Order
+from trainer import config, flags
+from trainer.config import Config
+
+WEEK_SECONDS = 7 * 24 * 3600
+MAX_ARGS_CHARACTERS = 100_000
+
+
+def check(order: Order, trainer_args: Sequence[str]) -> None:
+    """Checks what holds wherever the order runs.
+
+    Raises:
+        ValueError: One line: the rule, the value, the way out.
+    """
+    settings = config.from_args(trainer_args)
+    _check_machines(order)
+    _check_strategy(order, settings)
+    _check_scheduling(order)
+
+
+def check_for_trials(order: Order, trainer_args: Sequence[str]) -> None:
+    """Checks what holds for the trials of a search.
+
+    Raises:
+        ValueError: One line: the rule, the value, the way out.
+    """
+    if order.on_tpu:
+        raise ValueError(
+            f"a tuning job cannot run on TPUs, got {order.machine_type}; the service "
+            "has them for single jobs only"
+        )
+    given = flags.read(trainer_args, Config)
+    for name in ("job_dir", "checkpoint_dir", "log_dir"):
+        if given[name].present:
+            raise ValueError(
+                f"{name} must be left out of a search: each trial has its own, got "
+                f"{given[name].value}"
+            )
+    if given["fast_dev_run"].value:
+        raise ValueError("fast_dev_run writes to no trial's directory; leave it out")
+
+
+def check_for_cloud(order: Order, trainer_args: Sequence[str], region: str) -> None:
+    """Checks what the service needs to know, and that it can reach what is named.
+
+    Raises:
+        ValueError: One line: the rule, the value, the way out.
+    """
+    for name, example in (
+        ("job_name", "pets-1"),
+        ("project", "PROJECT"),
+        ("bucket", "gs://BUCKET"),
+        ("image", "REGION-docker.pkg.dev/PROJECT/REPOSITORY/segtrainer:TAG"),
+    ):
+        if getattr(order, name) is None:
+            raise ValueError(f"{name} must be given: --{name}={example}")
+    if not region:
+        raise ValueError("region must be given, best the bucket's: --region=REGION")
+    if order.tensorboard and not order.service_account:
+        raise ValueError(
+            "tensorboard needs service_account, as which the job writes there; give "
+            "--service_account=NAME@PROJECT.iam.gserviceaccount.com"
+        )
+    for name in ("tensorboard", "kms_key"):
+        value = getattr(order, name)
+        if value and value.split("/")[3] != region:
+            raise ValueError(
+                f"{name} must be in the job's region, got one in {value.split('/')[3]} "
+                f"for a job in {region}"
+            )
+    _check_places(config.from_args(trainer_args))
+    length = sum(map(len, trainer_args))
+    if length > MAX_ARGS_CHARACTERS:
+        raise ValueError(
+            f"the trainer's flags must be at most {MAX_ARGS_CHARACTERS} characters, "
+            f"got {length}"
+        )
+
+
+def _check_machines(order: Order) -> None:
+    if order.accelerator_count is not None and order.accelerator_type is None:
+        raise ValueError(
+            f"accelerator_count={order.accelerator_count} needs accelerator_type, such "
+            "as NVIDIA_L4"
+        )
+    if order.on_tpu and order.num_workers > 1:
+        raise ValueError(
+            "a TPU job must have one worker: slices of several hosts are not "
+            f"supported, got num_workers={order.num_workers}"
+        )
+    chips = re.search(r"-(\d+)t$", order.machine_type)
+    asked = math.prod(map(int, (order.tpu_topology or "1").split("x")))
+    if chips and asked > int(chips.group(1)):
+        raise ValueError(
+            "tpu_topology must fit one host: slices of several are not supported, got "
+            f"{order.tpu_topology} on {order.machine_type}"
+        )
+    if order.reduction_servers and (order.num_workers < 2 or not order.gpus):
+        raise ValueError(
+            "reduction_servers add the gradients of several workers with GPUs, got "
+            f"num_workers={order.num_workers} with {order.gpus} GPUs each; leave them "
+            "out"
+        )
+
+
+def _check_strategy(order: Order, settings: Config) -> None:
+    """Raises ValueError where machines would be paid for and not used."""
+    strategy = settings.strategy
+    if order.on_tpu and strategy not in ("auto", "tpu"):
+        raise ValueError(f"a TPU machine needs --strategy=tpu or auto, got {strategy}")
+    if strategy == "tpu" and not order.on_tpu:
+        raise ValueError(
+            f"--strategy=tpu needs a TPU machine, got {order.machine_type}"
+        )
+    if order.num_workers > 1 and strategy not in ("auto", "multi_worker"):
+        raise ValueError(
+            f"{order.num_workers} workers need --strategy=multi_worker or auto, got "
+            f"{strategy}: each would train for itself"
+        )
+    if order.num_workers == 1 and strategy == "multi_worker":
+        raise ValueError(
+            "--strategy=multi_worker needs num_workers of 2 or more, got 1"
+        )
+    if order.gpus > 1 and strategy == "one_device":
+        raise ValueError(
+            f"--strategy=one_device uses one of the {order.gpus} GPUs; give "
+            "--accelerator_count=1 or --strategy=mirrored"
+        )
+    if settings.jit_compile and order.num_workers * max(order.gpus, 1) > 1:
+        raise ValueError(
+            "--jit_compile works with one replica only, got "
+            f"{order.num_workers * max(order.gpus, 1)}"
+        )
+
+
+def _check_scheduling(order: Order) -> None:
+    flexible = order.scheduling == "flex_start"
+    if order.max_wait_seconds is not None and not flexible:
+        raise ValueError(
+            "max_wait_seconds needs scheduling flex_start, which waits; got "
+            f"{order.scheduling}"
+        )
+    if order.disable_retries and order.restart_job_on_worker_restart:
+        raise ValueError(
+            "disable_retries would override restart_job_on_worker_restart, got both; "
+            "leave one of them out"
+        )
+    if not flexible:
+        return
+    if not order.gpus:
+        raise ValueError(
+            "scheduling flex_start is for GPUs, got none; give --accelerator_type or "
+            "another scheduling"
+        )
+    if (order.timeout_seconds or 0) > WEEK_SECONDS:
+        raise ValueError(
+            f"timeout_seconds must be at most {WEEK_SECONDS}, 7 days, with flex_start, "
+            f"got {order.timeout_seconds}"
+        )
+    if order.reduction_servers:
+        raise ValueError(
+            "scheduling flex_start needs the same machine in all pools, which a "
+            "Reduction Server is not; leave out reduction_servers"
+        )
+
+
+def _check_places(settings: Config) -> None:
+    """Raises ValueError where the trainer would not find, or lose, what is named."""
+    if settings.data_dir is None and not settings.try_gcs and not settings.fast_dev_run:
+        raise ValueError(
+            "data_dir must be given after --, such as -- --data_dir=gs://BUCKET/tfds; "
+            "the bundled sample is for --fast_dev_run only"
+        )
+    for name in ("data_dir", "job_dir", "checkpoint_dir", "log_dir", "init_from"):
+        value = getattr(settings, name)
+        if value is not None and not value.startswith(("gs://", "/gcs/")):
+            raise ValueError(
+                f"{name} must be on gs://, for a container sees nothing else and what "
+                f"it writes elsewhere is lost, got {value}"
+            )

@@ -1,0 +1,104 @@
+"""An order on its way: shown or sent, region after region, and waited for."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+
+from deploy import command, service, spec, storage
+from deploy.order import Order, Sending
+from deploy.service import Job, Service
+
+EXIT_INTERRUPTED = 130
+
+
+def send(
+    kind: str, order: Order, sending: Sending, request_in: Callable[[str], spec.Request]
+) -> Job | None:
+    """Returns the job that was made, or has ended with --wait; None for a dry run.
+
+    Args:
+        kind: CUSTOM or TUNING.
+        order: What is asked for.
+        sending: How.
+        request_in: Makes the request for a region; raises ValueError.
+
+    Raises:
+        ValueError: If the order breaks a rule, in any of its regions.
+        Failure: If it cannot be sent.
+    """
+    regions = order.places or ("",)
+    requests = {region: request_in(region) for region in regions}
+    storage.check_package(order)
+    if sending.dry_run:
+        first = regions[0]
+        address = sending.api_endpoint or f"https://{service.host(first)}"
+        where = f"{address}/v1/projects/{order.project}/locations/{first}/{kind}"
+        command.note(f"not sent: POST {where}")
+        print(json.dumps(requests[first], indent=2))
+        return None
+    if len(regions) > 1:
+        command.note(
+            f"{order.bucket} stays in its own region: a job in another one reads and "
+            "writes across, which takes time and costs money"
+        )
+    if kind == service.TUNING:
+        storage.check_new(order)
+    storage.upload_package(order)
+    for region, request in requests.items():
+        more = region != regions[-1]
+        there = Service(str(order.project), region, sending.api_endpoint)
+        try:
+            job = there.create(kind, request)
+        except service.NoQuota as error:
+            if not more:
+                raise
+            command.note(f"{region}: {error}")
+            continue
+        print(job["name"])
+        command.note(service.console_address(job))
+        if not sending.wait:
+            return job
+        job = wait(there, job, sending.poll_seconds)
+        if not (more and service.out_of_stock(job)):
+            return job
+        command.note(f"{region} has no machines for it; on to the next region")
+    raise AssertionError("the last region returns or raises")
+
+
+def wait(there: Service, job: Job, poll_seconds: float) -> Job:
+    """Returns a job once it has ended, having said each new state of it."""
+    last = None
+    while True:
+        if (now := service.state(job)) != last:
+            command.note(f"{time.strftime('%H:%M:%S')} {job['displayName']}: {now}")
+            last = now
+        if job.get("state") in service.ENDED:
+            return job
+        try:
+            time.sleep(poll_seconds)
+        except KeyboardInterrupt:
+            command.note(
+                "stopped waiting, the job goes on; wait again: python -m deploy.jobs "
+                f"wait {job['name']}"
+            )
+            sys.exit(EXIT_INTERRUPTED)
+        job = there.get(job["name"], service.PATIENCE_SECONDS)
+
+
+def exit_code(job: Job) -> int:
+    """Returns 0 for a job that succeeded; else says why it did not, and returns 1."""
+    if job.get("state") == "JOB_STATE_SUCCEEDED":
+        return 0
+    said = job.get("error", {}).get("message", "")
+    why = f": {' '.join(said.split())}" if said else ""
+    hint = (
+        "; no machines were free: try later, another machine_type, scheduling or "
+        "--regions"
+        if service.out_of_stock(job)
+        else ""
+    )
+    logs = f"; its log: {service.logs_address(job)}"
+    return command.stopped(
+        command.FAILED, f"{job['displayName']} {service.state(job)}{why}{hint}{logs}"
+    )

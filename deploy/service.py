@@ -1,0 +1,302 @@
+"""Vertex AI's job service: jobs go in and come out as plain dicts of its REST API.
+
+Google's SDK is imported here alone, when it is first needed.
+"""
+
+import contextlib
+import urllib.parse
+from collections.abc import Iterator
+from typing import Any
+
+from deploy.command import Failure
+
+CUSTOM, TUNING = "customJobs", "hyperparameterTuningJobs"
+KINDS = {CUSTOM: "job", TUNING: "tuning job"}
+ENDED = {
+    *("JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED"),
+    *("JOB_STATE_EXPIRED", "JOB_STATE_PARTIALLY_SUCCEEDED"),
+}
+RESOURCE_EXHAUSTED = 8  # Code of google.rpc: a stock-out, told of a job that failed.
+CALL_SECONDS = 120.0
+# How long looks at a job go on while the service does not answer.
+PATIENCE_SECONDS = 900.0
+CONSOLE = "https://console.cloud.google.com"
+Job = dict[str, Any]
+
+
+class NoQuota(Failure):
+    """The project may not have so much of it in this region."""
+
+
+class NotThere(Failure):
+    """There is no such job."""
+
+
+class Service:
+    """The jobs of one project in one region.
+
+    Args:
+        project: Id of the project.
+        region: Name of the region.
+        endpoint: Address of the API where it is not the region's own.
+
+    Raises:
+        ValueError: If the SDK is not installed.
+        Failure: If there are no credentials.
+    """
+
+    def __init__(self, project: str, region: str, endpoint: str | None = None) -> None:
+        try:
+            from google.api_core import client_options
+            from google.auth import credentials
+            from google.cloud import aiplatform_v1
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"{error.name} is not installed; to order jobs: pip install "
+                "'segtrainer[deploy]'"
+            ) from None
+        self._sdk: Any = aiplatform_v1
+        self.project, self.region = project, region
+        self.parent = f"projects/{project}/locations/{region}"
+        address = endpoint or host(region)
+        # No credentials travel where anybody can read them.
+        anonymous = None
+        if address.startswith("http://"):
+            anonymous = credentials.AnonymousCredentials()  # type: ignore[no-untyped-call]
+        with in_one_line("connecting"):
+            self._client: Any = aiplatform_v1.JobServiceClient(
+                transport="rest",  # What is shown by --dry_run is what is sent.
+                credentials=anonymous,
+                client_options=client_options.ClientOptions(api_endpoint=address),
+            )
+
+    def create(self, kind: str, request: Job) -> Job:
+        """Returns the job that was made. It is asked once: a second might be made.
+
+        Raises:
+            NoQuota: If the region has no quota for it.
+            Failure: If it is refused, or nobody knows whether it was made.
+        """
+        job = self._message(kind, request)
+        with in_one_line("ordering", f"python -m deploy.jobs list {_where(self)}"):
+            if kind == CUSTOM:
+                made = self._client.create_custom_job(
+                    parent=self.parent, custom_job=job, timeout=CALL_SECONDS, retry=None
+                )
+            else:
+                made = self._client.create_hyperparameter_tuning_job(
+                    parent=self.parent,
+                    hyperparameter_tuning_job=job,
+                    timeout=CALL_SECONDS,
+                    retry=None,
+                )
+        return _plain(made)
+
+    def get(self, name: str, patience_seconds: float = 0.0) -> Job:
+        """Returns a job by its whole name.
+
+        Args:
+            name: projects/P/locations/R/KIND/ID.
+            patience_seconds: How long to ask again while the service does not answer.
+
+        Raises:
+            NotThere: If there is no such job.
+            Failure: If it cannot be looked at.
+        """
+        get = (
+            self._client.get_custom_job
+            if kind_of(name) == CUSTOM
+            else self._client.get_hyperparameter_tuning_job
+        )
+        retry = _retry(patience_seconds) if patience_seconds else None
+        with in_one_line("looking at the job"):
+            return _plain(get(name=name, timeout=CALL_SECONDS, retry=retry))
+
+    def newest(
+        self, kind: str, limit: int, display_name: str | None = None
+    ) -> list[Job]:
+        """Returns the newest jobs of a kind, the newest first.
+
+        Args:
+            kind: CUSTOM or TUNING.
+            limit: How many at the most.
+            display_name: Only those of this name.
+        """
+        request: Job = {"parent": self.parent, "page_size": min(limit, 100)}
+        if display_name is not None:
+            request["filter"] = f'display_name="{display_name}"'
+        with in_one_line("listing jobs"):
+            if kind == CUSTOM:
+                pages = self._client.list_custom_jobs(request, timeout=CALL_SECONDS)
+            else:
+                pages = self._client.list_hyperparameter_tuning_jobs(
+                    request, timeout=CALL_SECONDS
+                )
+            return [_plain(job) for _, job in zip(range(limit), pages, strict=False)]
+
+    def cancel(self, name: str) -> None:
+        """Asks the service to end a job; it takes a while to do so."""
+        with in_one_line("cancelling"):
+            if kind_of(name) == CUSTOM:
+                self._client.cancel_custom_job(name=name, timeout=CALL_SECONDS)
+            else:
+                self._client.cancel_hyperparameter_tuning_job(
+                    name=name, timeout=CALL_SECONDS
+                )
+
+    def _message(self, kind: str, request: Job) -> Any:
+        """Returns a request in the SDK's own type, which knows every field."""
+        from google.protobuf import json_format
+
+        types = self._sdk.CustomJob, self._sdk.HyperparameterTuningJob
+        message = types[kind == TUNING]()
+        json_format.ParseDict(request, message._pb)
+        return message
+
+
+def host(region: str) -> str:
+    """Returns the address of a region's API."""
+    return f"{region}-aiplatform.googleapis.com"
+
+
+def kind_of(name: str) -> str:
+    """Returns the kind of a job by its whole name."""
+    return name.split("/")[-2]
+
+
+def state(job: Job) -> str:
+    """Returns the state in plain words: queued, running, succeeded, ..."""
+    words = job.get("state", "JOB_STATE_UNSPECIFIED").removeprefix("JOB_STATE_")
+    return str(words).lower().replace("_", " ")
+
+
+def out_of_stock(job: Job) -> bool:
+    """Returns whether a job failed because the region had no machines for it."""
+    error = job.get("error", {})
+    text = error.get("message", "").lower()
+    return job.get("state") == "JOB_STATE_FAILED" and (
+        error.get("code") == RESOURCE_EXHAUSTED
+        or "stockout" in text.replace(" ", "").replace("-", "").replace("_", "")
+        or "resources are insufficient" in text
+    )
+
+
+def console_address(job: Job) -> str:
+    """Returns the page of a job in the console.
+
+    Source: google-cloud-aiplatform 2.7.0, VertexAiResourceNounWithFutureManager's links.
+    """
+    _, project, _, region, kind, number = job["name"].split("/")
+    page = "training" if kind == CUSTOM else "hyperparameter-tuning"
+    return (
+        f"{CONSOLE}/agent-platform/locations/{region}/{page}/{number}?project={project}"
+    )
+
+
+def logs_address(job: Job) -> str:
+    """Returns the page of a job's log lines, of all its replicas, in the console.
+
+    Source: cloud.google.com/vertex-ai/docs/training/monitor-view-logs; the resource of
+    a job's entries is ml_job, with its number.
+    """
+    project, number = job["name"].split("/")[1], job["name"].split("/")[-1]
+    query = f'resource.type="ml_job"\nresource.labels.job_id="{number}"'
+    return f"{CONSOLE}/logs/query;query={urllib.parse.quote(query)}?project={project}"
+
+
+def _where(service: Service) -> str:
+    return f"--project={service.project} --region={service.region}"
+
+
+def _plain(message: Any) -> Job:
+    from google.protobuf import json_format
+
+    plain: Job = json_format.MessageToDict(message._pb)
+    return plain
+
+
+def _retry(seconds: float) -> Any:
+    """Returns what asks again, ever less often, while it may help."""
+    from google.api_core import exceptions, retry
+    from requests import exceptions as lost
+
+    passing = (
+        *(exceptions.ServerError, exceptions.TooManyRequests),
+        *(lost.ConnectionError, lost.Timeout),
+    )
+    return retry.Retry(
+        retry.if_exception_type(*passing), initial=1.0, maximum=60.0, timeout=seconds
+    )
+
+
+@contextlib.contextmanager
+def in_one_line(doing: str, look: str | None = None) -> Iterator[None]:
+    """Turns what Google's libraries raise into `Failure`.
+
+    Args:
+        doing: What was being done.
+        look: The command that tells whether it was done, where that is not known.
+    """
+    from google.api_core import exceptions
+    from google.auth import exceptions as auth
+    from requests import exceptions as lost
+
+    unknown = f"; whether it was done is not known, look first: {look}" if look else ""
+    try:
+        yield
+    except auth.DefaultCredentialsError:
+        raise Failure(
+            "no credentials found; get them: gcloud auth application-default login"
+        ) from None
+    except auth.GoogleAuthError as error:
+        raise Failure(
+            f"the credentials are not accepted ({_words(error)}); renew them: gcloud "
+            "auth application-default login"
+        ) from None
+    except exceptions.RetryError as error:
+        raise Failure(
+            f"{doing} failed, the service did not answer for "
+            f"{PATIENCE_SECONDS:g} s: {_words(error.cause or error)}"
+        ) from None
+    except exceptions.TooManyRequests as error:
+        raise NoQuota(
+            f"{doing} failed, a quota is used up: {_words(error)}; ask for more, wait, "
+            "or give --regions=A,B to try others"
+        ) from None
+    except exceptions.Forbidden as error:
+        raise Failure(
+            f"{doing} failed, it is not allowed: {_words(error)}; it takes "
+            "roles/aiplatform.user in the project, and roles/iam.serviceAccountUser on a "
+            "service_account"
+        ) from None
+    except exceptions.NotFound as error:
+        raise NotThere(f"{doing} failed, it is not there: {_words(error)}") from None
+    except exceptions.ServerError as error:
+        raise Failure(
+            f"{doing} failed, the service had an error of its own, {error.code}: "
+            f"{_words(error)}{unknown}"
+        ) from None
+    except exceptions.GoogleAPICallError as error:
+        raise Failure(f"{doing} failed, it is refused: {_words(error)}") from None
+    except (lost.RequestException, ConnectionError) as error:
+        if "NewConnectionError" in str(error) or "NameResolution" in str(error):
+            where = (
+                getattr(error.request, "url", "") if hasattr(error, "request") else ""
+            )
+            raise Failure(
+                f"{doing} failed, {urllib.parse.urlsplit(where).netloc} cannot be "
+                "reached; look at the network, the region and api_endpoint"
+            ) from None
+        raise Failure(
+            f"{doing} failed, the connection was lost: {_words(error)}{unknown}"
+        ) from None
+
+
+def _words(error: BaseException) -> str:
+    """Returns what an error says, in one line."""
+    text = str(getattr(error, "message", None) or error)
+    response = getattr(error, "response", None)
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        # Without the address.
+        text = response.json()["error"]["message"]  # type: ignore[union-attr]
+    return " ".join(text.split()) or type(error).__name__

@@ -1,0 +1,273 @@
+"""The space of a search: settings of the trainer, each with what it may be."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from deploy.order import Search
+from trainer import config, flags
+from trainer.config import Config
+
+# A trial has directories of its own, and what it is judged by is the search's.
+NOT_SEARCHED = ("job_dir", "checkpoint_dir", "log_dir", "hp_metric")
+SCALES = ("linear", "log", "reverse_log")
+# Of so many points each is checked, of more only those along each setting.
+MAX_POINTS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One setting to search: between two ends, or among values.
+
+    Attributes:
+        name: Of the trainer's setting.
+        ends: Lowest and highest value, int where the setting is a whole number.
+        values: The values, in order where they are numbers, texts where not.
+        scale: How the numbers are spread: linear, log or reverse_log.
+    """
+
+    name: str
+    ends: tuple[int, int] | tuple[float, float] | None = None
+    values: tuple[Any, ...] = ()
+    scale: str = "linear"
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A search that was checked.
+
+    Attributes:
+        metric: What trials are judged by.
+        goal: minimize or maximize.
+        parameters: The space.
+        trainer_args: Flags that all trials share, the metric's among them.
+    """
+
+    metric: str
+    goal: str
+    parameters: list[Parameter]
+    trainer_args: list[str]
+
+
+def study(search: Search, trainer_args: Sequence[str]) -> Study:
+    """Returns the search, checked against the trainer's settings.
+
+    Raises:
+        ValueError: One line: the rule, the value, the way out.
+    """
+    hp_metric = flags.read(trainer_args, Config)["hp_metric"]
+    metric = search.metric or str(hp_metric.value)
+    if hp_metric.present and hp_metric.value != metric:
+        raise ValueError(
+            f"metric must be the trainer's hp_metric, got {metric} and "
+            f"{hp_metric.value}; leave one of them out"
+        )
+    told = [] if hp_metric.value == metric else [f"--hp_metric={metric}"]
+    shared = [*trainer_args, *told]
+    found = parameters(_space(search), shared)
+    if search.algorithm == "grid" and any(
+        one.ends and isinstance(one.ends[0], float) for one in found
+    ):
+        raise ValueError(
+            "algorithm grid needs whole numbers or lists of values, got a range of "
+            "fractions; list its values, or take random"
+        )
+    goal = search.goal or ("minimize" if metric == "val_loss" else "maximize")
+    return Study(metric=metric, goal=goal, parameters=found, trainer_args=shared)
+
+
+def _space(search: Search) -> dict[str, Any]:
+    """Returns the space as a YAML file would hold it."""
+    if search.search is not None and search.search_space is None:
+        return from_flag(search.search)
+    if search.search_space is not None and search.search is None:
+        return from_file(search.search_space)
+    raise ValueError(
+        "a search needs search or search_space, one of them; such as "
+        "--search=learning_rate=0.0001..0.01:log"
+    )
+
+
+def from_flag(texts: Sequence[str]) -> dict[str, Any]:
+    """Returns a space as a YAML file would hold it, from NAME=LOW..HIGH:log, NAME=A/B.
+
+    Raises:
+        ValueError: If one has another form.
+    """
+    space: dict[str, Any] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or not value:
+            raise ValueError(
+                f"search must be NAME=LOW..HIGH or NAME=A/B/C, got {text!r}"
+            )
+        if name in space:
+            raise ValueError(f"search must name each setting once, got {name} twice")
+        if ".." in value:
+            low, _, rest = value.partition("..")
+            high, _, scale = rest.partition(":")
+            space[name] = {"min": low, "max": high, "scale": scale or "linear"}
+        else:
+            space[name] = value.split("/")
+    return space
+
+
+def from_file(path: str) -> dict[str, Any]:
+    """Returns the space that a YAML file holds.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            space = yaml.safe_load(file)
+    except OSError as error:
+        raise ValueError(
+            f"search_space must be a file that can be read, got {path}: "
+            f"{error.strerror}"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        what = " ".join(str(error).split())
+        raise ValueError(f"search_space must be YAML, got {path}: {what}") from None
+    if not isinstance(space, dict) or not space:
+        raise ValueError(
+            "search_space must map settings to what they may be, such as "
+            f"learning_rate: {{min: 0.0001, max: 0.01, scale: log}}, got {path}"
+        )
+    return space
+
+
+def parameters(space: dict[str, Any], trainer_args: Sequence[str]) -> list[Parameter]:
+    """Returns the space, checked: each point of it must be a run that starts.
+
+    Args:
+        space: What each setting may be: {"min", "max", "scale"} or a list of values.
+        trainer_args: The flags that all trials share.
+
+    Raises:
+        ValueError: One line: the setting, the rule, the way out.
+    """
+    given = flags.read(trainer_args, Config)
+    found = []
+    for name, what in space.items():
+        if name not in given:
+            raise ValueError(
+                f"search must name settings of the trainer, got {name!r}; "
+                "python -m trainer.task --help shows all"
+            )
+        if name in NOT_SEARCHED:
+            raise ValueError(f"search must leave {name} alone: each trial has its own")
+        if given[name].present:
+            raise ValueError(
+                f"search has {name}, which is also given after --; leave one of them out"
+            )
+        found.append(_parameter(name, what, flags.type_of(Config, name)))
+    _check_points(found, trainer_args)
+    return found
+
+
+def as_args(settings: dict[str, Any]) -> list[str]:
+    """Returns the settings of a trial as flags; whole numbers without a point."""
+    return [f"--{name}={text(value)}" for name, value in settings.items()]
+
+
+def _parameter(name: str, what: Any, kind: type) -> Parameter:
+    if isinstance(what, dict):
+        return _range(name, what, kind)
+    if not isinstance(what, list) or not what:
+        raise ValueError(
+            f"search of {name} must be {{min, max, scale}} or a list of values, got "
+            f"{what!r}"
+        )
+    if kind in (int, float):
+        numbers = sorted({_number(name, value) for value in what})
+        values: tuple[Any, ...] = tuple(numbers)
+    else:
+        values = tuple(text(value) for value in what)
+    if len(set(values)) < len(what):
+        raise ValueError(f"search of {name} must name each value once, got {what}")
+    if len(values) < 2:
+        raise ValueError(
+            f"search of {name} must have two values or more, got {what[0]}; give it "
+            "after -- instead"
+        )
+    return Parameter(name, values=values)
+
+
+def _range(name: str, what: dict[str, Any], kind: type) -> Parameter:
+    if kind not in (int, float):
+        raise ValueError(
+            f"search of {name} must be a list of values: it is no number, got {what}"
+        )
+    if extra := set(what) - {"min", "max", "scale"}:
+        raise ValueError(
+            f"search of {name} must be {{min, max, scale}}, got {min(extra, key=str)!r}"
+        )
+    if not {"min", "max"} <= set(what):
+        raise ValueError(f"search of {name} must have min and max, got {what}")
+    low, high = _number(name, what["min"]), _number(name, what["max"])
+    scale = what.get("scale", "linear")
+    if scale not in SCALES:
+        raise ValueError(
+            f"search of {name} must have a scale of {', '.join(SCALES)}, got {scale!r}"
+        )
+    if not low < high:
+        raise ValueError(
+            f"search of {name} must have min below max, got {low:g} and {high:g}"
+        )
+    if scale != "linear" and low <= 0:
+        raise ValueError(
+            f"search of {name} must have min above 0 on a {scale} scale, got {low:g}"
+        )
+    if kind is int and not (low.is_integer() and high.is_integer()):
+        raise ValueError(
+            f"search of {name} must be between whole numbers, got {low:g} and {high:g}"
+        )
+    if kind is int:
+        return Parameter(name, ends=(int(low), int(high)), scale=scale)
+    return Parameter(name, ends=(low, high), scale=scale)
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        number = float(value)  # YAML takes 1e-4 for a text.
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise ValueError(f"search of {name} must have numbers, got {value!r}")
+    return number
+
+
+def text(value: Any) -> str:
+    """Returns a value as a flag has it; whole numbers without a point."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    return str(value)
+
+
+def _check_points(found: Sequence[Parameter], trainer_args: Sequence[str]) -> None:
+    """Raises ValueError where a trial would be refused by the trainer."""
+    axes = [parameter.ends or parameter.values for parameter in found]
+    points = list(itertools.islice(itertools.product(*axes), MAX_POINTS + 1))
+    if len(points) > MAX_POINTS:
+        first = [axis[0] for axis in axes]
+        points = [
+            (*first[:i], value, *first[i + 1 :])
+            for i, axis in enumerate(axes)
+            for value in axis
+        ]
+    for point in points:
+        args = as_args({p.name: v for p, v in zip(found, point, strict=True)})
+        try:
+            config.from_args([*trainer_args, *args])
+        except ValueError as error:
+            raise ValueError(
+                f"the search holds a trial that the trainer refuses, "
+                f"{' '.join(args)}: {error}"
+            ) from None

@@ -1,0 +1,1 @@
+"""A Vertex AI on this machine: `.venv-deploy/bin/python -m tests.vertex --help`."""
