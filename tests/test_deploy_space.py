@@ -1,0 +1,86 @@
+"""The space of a search: by flag and by file the same, each point a run that starts."""
+
+import itertools
+
+import pytest
+
+from deploy import space
+from deploy.order import Search
+from deploy.space import Parameter
+
+YAML = """
+learning_rate: {min: 1e-4, max: 1.0e-2, scale: log}
+batch_size: [64, 16, 32]
+warmup_steps: {min: 0, max: 500}
+train_encoder: [true, false]
+optimizer: [adam, adamw]
+"""
+FLAG = (
+    "--search=learning_rate=1e-4..1e-2:log,batch_size=64/16/32,warmup_steps=0..500,"
+    "train_encoder=true/false,optimizer=adam/adamw"
+)
+PARAMETERS = [
+    Parameter("learning_rate", ends=(1e-4, 1e-2), scale="log"),
+    Parameter("batch_size", values=(16.0, 32.0, 64.0)),
+    Parameter("warmup_steps", ends=(0, 500)),
+    Parameter("train_encoder", values=("true", "false")),
+    Parameter("optimizer", values=("adam", "adamw")),
+]
+
+
+def test_flag_and_file_give_the_same_space(tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text(YAML)
+    of_file = space.study(Search(search_space=str(path)), [])
+    texts = tuple(FLAG.removeprefix("--search=").split(","))
+    of_flag = space.study(Search(search=texts), [])
+    assert of_file == of_flag
+    assert of_flag.parameters == PARAMETERS
+    assert isinstance(of_flag.parameters[2].ends[0], int)
+
+
+@pytest.mark.parametrize(
+    "text, line",
+    [
+        ("- a\n- b\n", "search_space must map settings"),
+        ("", "search_space must map settings"),
+        ("a: [1,\n", "search_space must be YAML"),
+        ("learning_rate: 3\n", "must be {min, max, scale} or a list of values, got 3"),
+        ("learning_rate: {min: 1}\n", "must have min and max"),
+        ("learning_rate: {min: 1, max: 2, step: 1}\n", "got 'step'"),
+        ("learning_rate: {min: true, max: 2}\n", "must have numbers, got True"),
+    ],
+)
+def test_a_file_of_another_form_is_refused(tmp_path, text, line):
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=line):
+        space.study(Search(search_space=str(path)), [])
+
+
+def test_a_point_that_only_the_corners_hold_is_refused():
+    texts = ("optimizer=adam/adamw", "weight_decay=0/0.1")
+    with pytest.raises(
+        ValueError, match=r"--optimizer=adam --weight_decay=0\.1: weight"
+    ):
+        space.study(Search(search=texts), [])
+
+
+def test_values_of_a_large_space_are_each_checked():
+    values = "/".join(map(str, range(1, 30)))
+    texts = [f"seed={values}", f"log_every_steps={values}", "image_size=64/96/100"]
+    assert len(list(itertools.product(range(29), range(29), range(3)))) > 256
+    with pytest.raises(ValueError, match="image_size must be a multiple of 32"):
+        space.study(Search(search=tuple(texts)), [])
+
+
+def test_the_goal_follows_from_the_metric():
+    def goal(**settings: str) -> tuple[str, str, list[str]]:
+        found = space.study(Search(search=("seed=1/2",), **settings), ["--epochs=3"])
+        return found.metric, found.goal, found.trainer_args
+
+    assert goal() == ("val_loss", "minimize", ["--epochs=3"])
+    iou = goal(metric="val_mean_iou")
+    told = ["--epochs=3", "--hp_metric=val_mean_iou"]
+    assert iou == ("val_mean_iou", "maximize", told)
+    assert goal(metric="val_mean_iou", goal="minimize")[1] == "minimize"
