@@ -1,6 +1,7 @@
 """A search on this machine: Optuna chooses the settings, as Vertex AI's tuner would."""
 
 import concurrent.futures
+import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -148,10 +149,12 @@ def _draw(drawn: Any, one: space.Parameter) -> Any:
 def _tell(asked: Any, drawn: Any, ended: Trial) -> None:
     import optuna
 
-    if ended.state == "succeeded":
-        asked.tell(drawn, ended.value)
-    else:
-        asked.tell(drawn, state=optuna.trial.TrialState.FAIL)
+    # The sampler of a grid that is done ends a loop of Optuna's, which there is not.
+    with contextlib.suppress(RuntimeError):
+        if ended.state == "succeeded":
+            asked.tell(drawn, ended.value)
+        else:
+            asked.tell(drawn, state=optuna.trial.TrialState.FAIL)
 
 
 def _ended(

@@ -11,6 +11,7 @@ failures and restarts.
 import concurrent.futures
 import contextlib
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -184,8 +185,9 @@ class Job:
         """Says what a process prints, and puts down how it ended."""
         assert process.stdout is not None
         name = self._replicas[index].name
-        for line in process.stdout:
-            self._say(name, message(line.decode(errors="replace").rstrip("\n")))
+        with process.stdout as lines:
+            for line in lines:
+                self._say(name, message(line.decode(errors="replace").rstrip("\n")))
         code = process.wait()
         # As a shell tells a signal.
         self._ended.put((index, process, code if code >= 0 else 128 - code))
@@ -202,6 +204,8 @@ class Job:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # What it started itself.
         for reader in self._readers:  # What they printed last is said.
             reader.join(READ_SECONDS)
         self._readers.clear()

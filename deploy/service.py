@@ -4,6 +4,7 @@ Google's SDK is imported here alone, when it is first needed.
 """
 
 import contextlib
+import re
 import urllib.parse
 from collections.abc import Iterator
 from typing import Any
@@ -150,7 +151,15 @@ class Service:
 
         types = self._sdk.CustomJob, self._sdk.HyperparameterTuningJob
         message = types[kind == TUNING]()
-        json_format.ParseDict(request, message._pb)
+        try:
+            json_format.ParseDict(request, message._pb)
+        except json_format.ParseError as error:
+            named = re.search(r"value (\S+) for enum type \S+?(\w+) at", str(error))
+            what = f"{named[1]} is no {named[2]}" if named else _words(error)
+            raise ValueError(
+                f"{what} that this SDK knows; correct it, or take a newer "
+                "google-cloud-aiplatform"
+            ) from None
         return message
 
 

@@ -40,7 +40,7 @@ class Example:
         return [module, *NAMED, *self.args, "--", *TRAINER]
 
 
-def pool(count: int = 1, args: list[str] = TRAINER, **machine: Any) -> dict[str, Any]:
+def pool(count: int = 1, args: Any = TRAINER, **machine: Any) -> dict[str, Any]:
     """Returns a worker pool of so many machines."""
     return {
         "machineSpec": {"machineType": "n1-standard-8", **machine},
@@ -52,26 +52,35 @@ def pool(count: int = 1, args: list[str] = TRAINER, **machine: Any) -> dict[str,
 
 def custom(*args: str, pools: list[dict[str, Any]], **fields: Any) -> Example:
     """Returns an order of one job; `labels` and `encryptionSpec` are not its spec's."""
-    spec = {
+    spec: dict[str, Any] = {
         "workerPoolSpecs": pools,
         "baseOutputDirectory": {"outputUriPrefix": FOLDER},
     }
-    outer = {k: fields.pop(k) for k in ("labels", "encryptionSpec") if k in fields}
-    request = {"displayName": "pets-1", **outer, "jobSpec": {**spec, **fields}}
+    outer: dict[str, Any] = {
+        k: fields.pop(k) for k in ("labels", "encryptionSpec") if k in fields
+    }
+    request: dict[str, Any] = {
+        "displayName": "pets-1",
+        **outer,
+        "jobSpec": {**spec, **fields},
+    }
     return Example("customJobs", list(args), request)
 
 
 def tuning(*args: str, failed: int, **fields: Any) -> Example:
     """Returns an order of a search."""
-    spec = {
+    spec: dict[str, Any] = {
         "workerPoolSpecs": [pool(args=[*TRAINER, "--hp_metric=val_mean_iou"])],
         "baseOutputDirectory": {"outputUriPrefix": FOLDER},
         **fields,
     }
     log = "UNIT_LOG_SCALE"
-    rate = {"doubleValueSpec": {"minValue": 1e-4, "maxValue": 1e-2}, "scaleType": log}
-    steps = {"integerValueSpec": {"minValue": "0", "maxValue": "500"}}
-    study = {
+    rate: dict[str, Any] = {
+        "doubleValueSpec": {"minValue": 1e-4, "maxValue": 1e-2},
+        "scaleType": log,
+    }
+    steps: dict[str, Any] = {"integerValueSpec": {"minValue": "0", "maxValue": "500"}}
+    study: dict[str, Any] = {
         "metrics": [{"metricId": "val_mean_iou", "goal": "MAXIMIZE"}],
         "parameters": [
             {"parameterId": "learning_rate", **rate},
@@ -98,8 +107,8 @@ def tuning(*args: str, failed: int, **fields: Any) -> Example:
     return Example("hyperparameterTuningJobs", [*SEARCH, *args], request)
 
 
-L4 = dict(acceleratorType="NVIDIA_L4", acceleratorCount=1)
-A100 = dict(
+L4: dict[str, Any] = dict(acceleratorType="NVIDIA_L4", acceleratorCount=1)
+A100: dict[str, Any] = dict(
     machineType="a2-highgpu-8g", acceleratorType="NVIDIA_TESLA_A100", acceleratorCount=8
 )
 KEY = "projects/my-project/locations/us-central1/keyRings/ring/cryptoKeys/key"

@@ -75,7 +75,7 @@ def test_values_of_a_large_space_are_each_checked():
 
 
 def test_the_goal_follows_from_the_metric():
-    def goal(**settings: str) -> tuple[str, str, list[str]]:
+    def goal(**settings) -> tuple[str, str, list[str]]:
         found = space.study(Search(search=("seed=1/2",), **settings), ["--epochs=3"])
         return found.metric, found.goal, found.trainer_args
 

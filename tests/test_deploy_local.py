@@ -1,0 +1,311 @@
+"""An order runs here as it would there: the same variables, and the same result."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from deploy import local, local_search, replicas, trials
+from deploy.order import Order, Search
+from deploy.space import Parameter, Study
+
+ROOT = pathlib.Path(local.__file__).parents[1]
+SMALL = ["--image_size=32", "--num_pictures=1", "--test_split=none"]
+
+
+def variables(**settings) -> list[dict[str, str]]:
+    """Returns what the processes of an order find, without what they inherit."""
+    order = Order(job_name="pets", **settings)
+    found = replicas.of_job(order, ["--epochs=1"], "out/pets", "7", {"PATH": "/bin"})
+    return [one.environment for one in found]
+
+
+def test_a_job_of_one_replica_has_no_tf_config():
+    [found] = variables(project="my-project", env=("A=b=c",))
+    spec = json.loads(found.pop("CLUSTER_SPEC"))
+    assert found == {
+        "PATH": "/bin",
+        "A": "b=c",
+        "CLOUD_ML_JOB_ID": "7",
+        "CLOUD_ML_PROJECT_ID": "my-project",
+        "AIP_MODEL_DIR": "out/pets/model/",
+        "AIP_CHECKPOINT_DIR": "out/pets/checkpoints/",
+        "AIP_TENSORBOARD_LOG_DIR": "out/pets/logs/",
+    }
+    [host] = spec["cluster"].pop("workerpool0")
+    assert re.fullmatch(r"127\.0\.0\.1:\d+", host)
+    job = json.loads(spec.pop("job"))
+    assert job["workerPoolSpecs"][0]["containerSpec"]["args"] == ["--epochs=1"]
+    task = {"type": "workerpool0", "index": 0}
+    assert spec == {"cluster": {}, "environment": "cloud", "task": task}
+
+
+def test_each_worker_finds_its_place_among_all():
+    found = variables(num_workers=3)
+    told = [json.loads(one["TF_CONFIG"]) for one in found]
+    specs = [json.loads(one["CLUSTER_SPEC"]) for one in found]
+    hosts = told[0]["cluster"]["chief"] + told[0]["cluster"]["worker"]
+    assert len(set(hosts)) == 3
+    assert all(one["cluster"] == told[0]["cluster"] for one in told)
+    assert [(one["task"]["type"], one["task"]["index"]) for one in told] == [
+        *(("chief", 0), ("worker", 0), ("worker", 1))
+    ]
+    assert [(one["task"]["type"], one["task"]["index"]) for one in specs] == [
+        *(("workerpool0", 0), ("workerpool1", 0), ("workerpool1", 1))
+    ]
+    assert specs[2]["cluster"] == {"workerpool0": hosts[:1], "workerpool1": hosts[1:]}
+
+
+def test_a_trial_has_a_folder_and_a_metric_file_of_its_own():
+    [one] = replicas.of_job(Order(), [], "out/pets", "7", {}, trial="3")
+    found = one.environment
+    assert found["AIP_MODEL_DIR"] == "out/pets/3/model/"
+    assert found["CLOUD_ML_TRIAL_ID"] == "3"
+    assert found["CLOUD_ML_HP_METRIC_FILE"] == "out/pets/3/hypertune/output.metrics"
+    assert json.loads(found["CLUSTER_SPEC"])["task"]["trial"] == "3"
+
+
+def test_processes_share_out_the_gpus():
+    order = Order(num_workers=2, accelerator_type="NVIDIA_L4", accelerator_count=2)
+    found = replicas.of_job(order, [], "out", "7", {}, first_gpu=4)
+    gpus = [one.environment["CUDA_VISIBLE_DEVICES"] for one in found]
+    assert gpus == ["4,5", "6,7"]
+    [one] = replicas.of_job(Order(), [], "out", "7", {}, first_gpu=0)
+    assert one.environment["CUDA_VISIBLE_DEVICES"] == ""  # None was ordered.
+
+
+def test_what_this_machine_lacks_is_said_or_refused():
+    gpus = dict(accelerator_type="NVIDIA_L4", num_workers=2, accelerator_count=2)
+    order = Order(**gpus, reduction_servers=1, image="image")
+    without = replicas.lacks(order, gpus_here=0)
+    assert [line.split(" (")[0] for line in without] == [
+        *("2 NVIDIA_L4 of each worker", "Reduction Server", "image")
+    ]
+    assert replicas.lacks(Order(**gpus), gpus_here=4) == []
+    with pytest.raises(ValueError, match="has 3 GPUs, the order asks for 4"):
+        replicas.lacks(Order(**gpus), gpus_here=3)
+    with pytest.raises(ValueError, match="has 4 GPUs, the order asks for 8"):
+        replicas.lacks(Order(**gpus), gpus_here=4, trials_at_once=2)
+    with pytest.raises(ValueError, match="this machine has no TPU"):
+        replicas.lacks(Order(machine_type="ct5lp-hightpu-4t"), gpus_here=0)
+
+
+@pytest.mark.parametrize(
+    "args, line",
+    [
+        (["--", "--epoch=3"], "Unknown command line flag 'epoch'"),
+        (
+            ["--num_workers=2", "--", "--strategy=mirrored"],
+            "2 workers need --strategy=",
+        ),
+        (["--machine_type=ct5lp-hightpu-1t"], "this machine has no TPU"),
+        (["--search=optimizer=adam/sgd"], "the search holds a trial that the trainer"),
+        (["--preempt_every_seconds=0"], "preempt_every_seconds must be at least 1"),
+    ],
+)
+def test_an_order_that_cannot_run_here_is_refused(args, line, capsys, tmp_path):
+    assert local.main([f"--output_dir={tmp_path}", *args]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.splitlines()[-1].startswith(f"segtrainer: {line}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_search_begins_in_a_new_folder_only(capsys, tmp_path):
+    (tmp_path / "a" / "1").mkdir(parents=True)
+    args = [f"--output_dir={tmp_path}", "--job_name=a", "--search=seed=1/2"]
+    assert local.main(args) == 2
+    assert "a search must begin in a new folder" in capsys.readouterr().err
+
+
+def test_the_measurements_of_a_trial_are_those_of_its_metric(tmp_path):
+    path = tmp_path / "output.metrics"
+    rows = [
+        {"global_step": "4", "val_loss": "0.5", "trial": "1"},
+        {"global_step": "8", "other": "0.1", "trial": "1"},
+        {"global_step": "12", "val_loss": "0.75", "trial": "1"},
+    ]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert local_search.measurements(str(path), "val_loss") == [(4, 0.5), (12, 0.75)]
+    assert local_search.measurements(str(tmp_path / "none"), "val_loss") == []
+
+
+class Trained:
+    """Stands for a job: writes the metric that its settings earn, and ends."""
+
+    def __init__(self, folder, args, trial, earn) -> None:
+        self.settings = dict(zip(args[::2], args[1::2], strict=True))
+        self._folder, self._trial, self._earn = folder, trial, earn
+
+    def run(self) -> int:
+        """Returns the exit code."""
+        value = self._earn(self.settings)
+        path = pathlib.Path(replicas.metric_file(f"{self._folder}/{self._trial}"))
+        path.parent.mkdir(parents=True)
+        if value is None:
+            return 1
+        path.write_text(json.dumps({"global_step": "9", "val_loss": str(value)}) + "\n")
+        return 0
+
+    def stop(self) -> None:
+        """Has nothing to end."""
+
+
+def searched(tmp_path, capsys, parameters, earn, **settings) -> tuple:
+    """Returns the exit code, the settings of all trials and the lines of a search."""
+    from deploy import restarts
+
+    study = Study("val_loss", "minimize", parameters, [])
+    search, ran = Search(**settings), []
+
+    def job(args, trial, slot):
+        ran.append(Trained(tmp_path, args, trial, earn))
+        return ran[-1]
+
+    with restarts.side_by_side(search.parallel_trials) as jobs:
+        code = local_search.run(study, search, str(tmp_path), jobs, job)
+    return code, [one.settings for one in ran], capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("algorithm", ["bayesian", "random"])
+def test_a_search_finds_good_settings_and_ends_with_the_best(
+    algorithm, tmp_path, capsys
+):
+    rate = Parameter("learning_rate", ends=(1e-4, 1e-1), scale="log")
+    size = Parameter("batch_size", values=(16.0, 32.0))
+
+    def earn(settings) -> float:
+        return abs(np.log10(float(settings["--learning_rate"])) + 3)
+
+    code, ran, lines = searched(
+        tmp_path, capsys, [rate, size], earn, trials=12, algorithm=algorithm
+    )
+    assert (code, len(ran)) == (0, 12)
+    best = min(ran, key=earn)
+    assert {one["--batch_size"] for one in ran} == {"16.0", "32.0"}
+    assert lines[1].split()[2] == f"{earn(best):.4f}"
+    assert lines[-1].startswith("best: trial ")
+    assert f"--learning_rate={best['--learning_rate']}" in lines[-1]
+    assert earn(best) < 0.5
+
+
+def test_a_grid_is_tried_whole_and_once(tmp_path, capsys):
+    steps = Parameter("warmup_steps", ends=(0, 2))
+    kind = Parameter("optimizer", values=("adam", "adamw"))
+    code, ran, _ = searched(
+        tmp_path, capsys, [steps, kind], lambda _: 1.0, trials=50, algorithm="grid"
+    )
+    points = {tuple(one.values()) for one in ran}
+    assert code == 0
+    assert points == {(n, k) for n in "012" for k in ("adam", "adamw")}
+    assert len(ran) == 6
+
+
+def test_a_search_ends_after_too_many_failed_trials(tmp_path, capsys):
+    code, ran, lines = searched(
+        *(tmp_path, capsys, [Parameter("seed", ends=(0, 99))], lambda _: None),
+        **dict(trials=20, parallel_trials=1, max_failed_trials=3),
+    )
+    assert (code, len(ran)) == (1, 3)
+    assert [line.split()[1] for line in lines[1:]] == ["failed"] * 3
+
+
+def test_a_reversed_scale_is_dense_at_its_high_end(tmp_path, capsys):
+    one = Parameter("contrast", ends=(0.001, 0.9), scale="reverse_log")
+    _, ran, _ = searched(
+        tmp_path, capsys, [one], lambda _: 1.0, trials=40, algorithm="random"
+    )
+    values = [float(settings["--contrast"]) for settings in ran]
+    assert 0.001 <= min(values) and max(values) <= 0.9
+    assert np.median(values) > 0.8
+
+
+def test_trials_without_a_last_word_are_never_the_best():
+    found = [trials.Trial("1", "stopping", {}, 0.9), trials.Trial("2", "failed", {})]
+    assert trials.best(found, "maximize") is None
+
+
+def here(tmp_path: pathlib.Path, *args: str) -> subprocess.CompletedProcess:
+    """Returns what an order that runs here printed, and its exit code."""
+    command = [sys.executable, "-m", "deploy.local", f"--output_dir={tmp_path}", *args]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600
+    )
+
+
+def weights(job_dir: pathlib.Path) -> dict[str, np.ndarray]:
+    """Returns all that the newest checkpoint of a run holds."""
+    newest = max((job_dir / "checkpoints").glob("step-*.npz"))
+    with np.load(newest) as file:
+        return {name: file[name] for name in file.files if name != "state"}
+
+
+@pytest.mark.slow
+def test_an_order_of_two_workers_that_is_preempted_twice_ends_bit_equal(tmp_path):
+    order = ["--num_workers=2", "--restart_job_on_worker_restart"]
+    trainer = [
+        *("--global_batch_size=16", "--total_steps=60", "--eval_every_steps=60"),
+        *("--deterministic", "--log_every_steps=50", *SMALL),
+    ]
+    begun = time.monotonic()
+    calm = here(tmp_path, *order, "--job_name=calm", "--", *trainer)
+    assert calm.returncode == 0, calm.stdout
+    # To start takes a third of it: in the midst of the steps, both times.
+    every = f"--preempt_every_seconds={(time.monotonic() - begun) / 2:.1f}"
+    preempted = ["--job_name=taken", every, "--preemptions=2"]
+    taken = here(tmp_path, *order, *preempted, "--", *trainer)
+    assert taken.returncode == 0, taken.stdout
+    assert taken.stdout.count("is preempted") == 2
+    assert taken.stdout.count("Going on from step-") == 2
+    assert "workerpool1-0 | " in taken.stdout
+    first, second = weights(tmp_path / "calm"), weights(tmp_path / "taken")
+    assert first.keys() == second.keys() and len(first) > 100
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_search_of_six_trials_two_at_a_time_ends_with_table_and_best(tmp_path):
+    search = ["--search=learning_rate=1e-4..1e-1:log,batch_size=8/16"]
+    settings = ["--trials=6", "--parallel_trials=2", "--metric=val_mean_iou"]
+    trainer = ["--total_steps=2", "--eval_every_steps=2", *SMALL]
+    ran = here(tmp_path, "--job_name=find", *search, *settings, "--", *trainer)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    lines = ran.stdout.splitlines()
+    [header] = [i for i, line in enumerate(lines) if line.startswith("trial  ")]
+    rows = [line.split() for line in lines[header + 1 : header + 7]]
+    assert sorted(row[0] for row in rows) == list("123456")
+    assert {row[1] for row in rows} == {"succeeded"}
+    values = [float(row[2]) for row in rows]
+    assert values == sorted(values, reverse=True)
+    for row in rows:
+        result = json.loads((tmp_path / "find" / row[0] / "result.json").read_text())
+        assert f"{result['best']['val_mean_iou']:.4f}" == row[2]
+    assert lines[header + 7].startswith(f"best: trial {rows[0][0]}; to train it again")
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_order_lets_the_run_save(tmp_path):
+    command = [sys.executable, "-m", "deploy.local", f"--output_dir={tmp_path}"]
+    trainer = ["--", "--total_steps=100000", "--log_every_steps=1", *SMALL]
+    process = subprocess.Popen(
+        [*command, *trainer],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if re.search(r"\[\d+\] of 100000", line):
+            break
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert re.search(r"interrupted after step \d+ \(SIGTERM\); step-\d+ is kept", out)
