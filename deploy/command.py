@@ -7,12 +7,16 @@ from collections.abc import Callable, Sequence
 from deploy import order
 from trainer import flags
 
-REFUSED, FAILED = 2, 1
+REFUSED, FAILED, INTERRUPTED = 2, 1, 130
 HELP = ("--help", "-help", "-h", "--helpfull")
 
 
 class Failure(Exception):
     """What went wrong outside of the order itself, in one line."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, and in one line what was under way."""
 
 
 def run(
@@ -25,22 +29,30 @@ def run(
 
     Args:
         about: What the command does, for `--help`.
-        action: Takes the settings of each kind and the trainer's flags.
+        action: Takes the settings of each kind and the trainer's flags, if any kind
+            is an order's.
         kinds: Dataclasses whose settings are the command's flags.
         argv: The command line without the program's name; the process's when absent.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     ours = args[: args.index("--")] if "--" in args else args
     if any(arg in HELP for arg in ours):
-        last = "The trainer's flags come after --; python -m trainer.task --help."
-        print(f"{about}\n\n{flags.help_text(*kinds)}\n\n{last}")
+        print(f"{about}\n\n{flags.help_text(*kinds)}")
         return 0
     try:
         settings, trainer_args = order.read(args, os.environ, *kinds)
-        return action(*settings, trainer_args)
+        if order.Order in kinds:
+            return action(*settings, trainer_args)
+        if trainer_args:
+            raise ValueError(
+                "what comes after -- are flags of the trainer: no use here"
+            )
+        return action(*settings)
     except ValueError as error:
         return stopped(REFUSED, str(error))
-    except Failure as error:
+    except KeyboardInterrupt as error:
+        return stopped(INTERRUPTED, str(error) or "interrupted")
+    except (Failure, OSError) as error:
         return stopped(FAILED, str(error))
 
 

@@ -6,6 +6,7 @@ python -m deploy.jobs wait JOB --project=P --region=R
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -14,7 +15,12 @@ from deploy.service import Job, Service
 from trainer import flags
 from trainer.flags import setting
 
-MAX_NAMED = 1000
+# Of a job, and of what is looked for by name: nothing that means more in an address or
+# a filter.
+WHOLE_NAME = (
+    rf"projects/[a-z0-9.:-]+/locations/[a-z0-9-]+/({'|'.join(service.KINDS)})/[0-9]+"
+)
+NAME = r"[A-Za-z0-9_. -]+"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,20 +32,25 @@ class Looking:
     region: str | None = setting("Looking", None, "Region of the jobs; then GOOGLE_CLOUD_REGION.")
     limit: int = setting("Looking", 20, "With list: jobs at the most.", low=1)
     json: bool = setting("Looking", False, "With show: all that the service says of the job, as JSON.")
-    poll_seconds: float = setting("Looking", 20.0, "With wait: seconds between looks.", low=0.01)
+    poll_seconds: float = setting("Looking", 20.0, "With wait: seconds between looks.", low=0.01, high=86_400)
     api_endpoint: str | None = setting("Looking", None, "Address of the API where it is not the region's own; to http:// no credentials are sent.")
     # fmt: on
 
     def __post_init__(self) -> None:
         flags.check(self)
+        if self.region and not re.fullmatch(r"[a-z0-9-]+", self.region):
+            raise ValueError(
+                f"region must be a region, such as us-central1, got {self.region!r}"
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
-    words = [arg for arg in args[:2] if not arg.startswith("-")]
+    flagged = (i for i, arg in enumerate(args[:2]) if arg.startswith("-"))
+    words = args[: next(flagged, 2)]
 
-    def look(how: Looking, trainer_args: list[str]) -> int:
+    def look(how: Looking) -> int:
         return _look(how, words)
 
     about = (
@@ -58,15 +69,17 @@ def _look(how: Looking, words: Sequence[str]) -> int:
     action, *rest = words or ("",)
     if action != "list" and action not in ACTIONS:
         raise ValueError(
-            f"the action must be one of list, {', '.join(ACTIONS)}, got {action!r}"
+            f"the action comes first: one of list, {', '.join(ACTIONS)}, got {action!r}"
         )
     if (action == "list") == bool(rest):
         needs = "no JOB" if rest else "a JOB: its number, its name or its job_name"
         raise ValueError(f"{action} takes {needs}")
-    named = rest[0].split("/") if rest and rest[0].startswith("projects/") else []
-    if named and (len(named) != 6 or named[4] not in service.KINDS):
+    whole = bool(rest) and re.fullmatch(WHOLE_NAME, rest[0])
+    named = rest[0].split("/") if whole else []
+    if rest and not whole and not re.fullmatch(NAME, rest[0]):
         raise ValueError(
-            f"JOB must be projects/P/locations/REGION/KIND/NUMBER, got {rest[0]}"
+            "JOB must be a number, a job_name, or "
+            f"projects/P/locations/REGION/KIND/NUMBER, got {rest[0]!r}"
         )
     project = named[1] if named else how.project
     region = named[3] if named else how.region

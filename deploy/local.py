@@ -6,12 +6,13 @@ python -m deploy.local --num_workers=2 --preempt_every_seconds=60 -- --epochs=2
 import dataclasses
 import functools
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
 
 from deploy import command, local_search, replicas, restarts, rules, space
-from deploy.order import Order, Search
+from deploy.order import Order, Search, parallel
 from trainer import flags
 from trainer.flags import setting
 
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code: that of the job's chief."""
     return command.run(
         "Runs an order on this machine as Vertex AI would: a job or, with --search or "
-        "--search_space, a search.",
+        "--search_space, a search. The trainer's flags come after --.",
         _run,
         (Order, Search, Here),
         argv,
@@ -45,23 +46,31 @@ def _run(order: Order, search: Search, here: Here, trainer_args: list[str]) -> i
     order = dataclasses.replace(order, job_name=order.job_name or "local")
     folder = os.path.join(here.output_dir, str(order.job_name))
     study = None
+    if search != Search() and search.search is None and search.search_space is None:
+        raise ValueError("a search needs search or search_space; give --search=...")
     if search.search is not None or search.search_space is not None:
-        study = space.study(search, trainer_args)
-        trainer_args = study.trainer_args
         rules.check_for_trials(order, trainer_args)
+
+        def check(args: list[str]) -> None:
+            rules.check(order, args)
+            rules.check_for_trials(order, args)
+
+        study = space.study(search, trainer_args, check)
+        trainer_args = study.trainer_args
         local_search.check(search, folder)
     rules.check(order, trainer_args)
-    gpus = replicas.count_gpus()
-    at_once = search.parallel_trials if study else 1
-    for missing in replicas.lacks(order, gpus, at_once):
+    gpus = replicas.gpus_here(os.environ)
+    at_once = parallel(search) if study else 1
+    for missing in replicas.lacks(order, len(gpus), at_once):
         command.note(f"not on this machine, left out: {missing}")
     command.note(f"writes to {folder}")
 
     def job(args: Sequence[str], trial: str | None, slot: int) -> restarts.Job:
-        first_gpu = slot * order.gpus * order.num_workers if gpus else None
+        share = order.gpus * order.num_workers
+        own = gpus[slot * share : (slot + 1) * share] if gpus else None
         return restarts.Job(
             replicas.of_job(
-                order, args, folder, str(time.time_ns()), os.environ, trial, first_gpu
+                order, args, folder, str(time.time_ns()), os.environ, trial, own
             ),
             functools.partial(_say, f"trial {trial} " if trial else ""),
             preempt_every_seconds=here.preempt_every_seconds,
@@ -78,9 +87,14 @@ def _run(order: Order, search: Search, here: Here, trainer_args: list[str]) -> i
 
 
 def _say(before: str, name: str, line: str) -> None:
-    # In one piece: several threads write.
-    sys.stdout.write(f"{before}{name} | {line}\n")
-    sys.stdout.flush()
+    encoding = sys.stdout.encoding or "utf-8"
+    text = f"{before}{name} | {line}\n".encode(encoding, "backslashreplace")
+    try:
+        sys.stdout.write(text.decode(encoding))  # In one piece: several threads write.
+        sys.stdout.flush()
+    except BrokenPipeError:  # Nobody listens any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 import concurrent.futures
 import contextlib
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from deploy import command, replicas, restarts, space, trials
-from deploy.order import Search, most_failures
+from deploy.order import Search, most_failures, parallel
 from deploy.trials import Trial
 
 Future = concurrent.futures.Future
@@ -51,7 +52,7 @@ def run(
     """
     asked, found = _sampled(study, search), list[Trial]()
     running: dict[Future[int], tuple[Any, Trial, int]] = {}
-    free = list(range(search.parallel_trials))
+    free = list(range(parallel(search)))
     failures, begun, most = 0, 0, most_failures(search)
     while True:
         while free and begun < search.trials and failures < most:
@@ -89,15 +90,16 @@ def run(
 
 
 def measurements(path: str, metric: str) -> list[tuple[int, float]]:
-    """Returns (step, value) of each report in a trial's file, in their order."""
+    """Returns (step, value) of each finite report in a trial's file, in their order."""
     try:
         with open(path, encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
     except (OSError, ValueError):
         return []
-    return [
+    found = [
         (int(row["global_step"]), float(row[metric])) for row in rows if metric in row
     ]
+    return [one for one in found if math.isfinite(one[1])]
 
 
 def _sampled(study: space.Study, search: Search) -> Any:

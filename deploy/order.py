@@ -14,6 +14,7 @@ Kind = TypeVar("Kind")
 # Set in every container by the service, for the trainer to read.
 OF_THE_SERVICE = ("AIP_", "CLOUD_ML_", "TF_CONFIG", "CLUSTER_SPEC")
 MAX_ENV, MAX_LABELS = 100, 64
+MOST_SECONDS = 10**9  # No limit of the service's: it keeps nonsense off the wire.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class Order:
     job_name: str | None = setting("Job", None, "Name of the job and of its folder in the bucket: ordered again under this name, it goes on from its checkpoints.")
     project: str | None = setting("Job", None, "Google Cloud project; then GOOGLE_CLOUD_PROJECT.")
     region: str | None = setting("Job", None, "Region of the job, best the bucket's; then GOOGLE_CLOUD_REGION.")
-    regions: tuple[str, ...] | None = setting("Job", None, "Regions to try one after the other, separated by commas, instead of region: the next where there is no quota, with --wait also where there are no machines.")
+    regions: tuple[str, ...] | None = setting("Job", None, "Regions to try one after the other, separated by commas, instead of region: the next where an order is refused for want of quota, with --wait also where a job ends for want of machines. A job that is queued for quota is waited for.")
     bucket: str | None = setting("Job", None, "gs://BUCKET or gs://BUCKET/FOLDER: the job writes to the folder JOB_NAME in it.")
     image: str | None = setting("Job", None, "Container image of the trainer, or that package is installed in.")
     package: str | None = setting("Job", None, "sdist of the trainer, local (it is uploaded to the bucket) or gs://, that the service installs in the image before it starts.")
@@ -36,19 +37,19 @@ class Order:
     labels: tuple[str, ...] | None = setting("Job", None, "KEY=VALUE,KEY=VALUE: labels of the job, by which it is billed and found.")
 
     machine_type: str = setting("Machines", "n1-standard-8", "Machine of each worker.")
-    num_workers: int = setting("Machines", 1, "Machines that train, the chief included.", low=1)
+    num_workers: int = setting("Machines", 1, "Machines that train, the chief included.", low=1, high=10_000)
     accelerator_type: str | None = setting("Machines", None, "GPU, such as NVIDIA_L4; TPU machines need none.")
     accelerator_count: int | None = setting("Machines", None, "GPUs of each machine; 1 when only their type is given.", low=1)
     tpu_topology: str | None = setting("Machines", None, "Shape of the TPU slice, such as 2x2, where the machine type leaves it open.")
-    reduction_servers: int = setting("Machines", 0, "Machines of a Reduction Server, which adds the gradients of GPU workers; the image needs google-reduction-server.", low=0)
+    reduction_servers: int = setting("Machines", 0, "Machines of a Reduction Server, which adds the gradients of GPU workers; the image needs google-reduction-server.", low=0, high=10_000)
     reduction_server_machine_type: str = setting("Machines", "n1-highcpu-16", "Machine of the Reduction Server.")
     reduction_server_image: str = setting("Machines", "us-docker.pkg.dev/vertex-ai-restricted/training/reductionserver:latest", "Image of the Reduction Server.")
     boot_disk_type: str = setting("Machines", "pd-ssd", "Disk of each machine.")
     boot_disk_size_gb: int = setting("Machines", 100, "Size of that disk, GB.", low=100, high=64000)
 
     scheduling: str = setting("Scheduling", "standard", "standard; spot, which is cheaper and may be taken away; flex_start, which waits for GPUs.", choices=("standard", "spot", "flex_start"))
-    max_wait_seconds: int | None = setting("Scheduling", None, "With flex_start: longest wait for machines, 0 for ever; the service's default is a day.", low=0)
-    timeout_seconds: int | None = setting("Scheduling", None, "Longest run; the service's default is 7 days.", low=1)
+    max_wait_seconds: int | None = setting("Scheduling", None, "With flex_start: longest wait for machines, 0 for ever; the service's default is a day.", low=0, high=MOST_SECONDS)
+    timeout_seconds: int | None = setting("Scheduling", None, "Longest run; the service's default is 7 days.", low=1, high=MOST_SECONDS)
     restart_job_on_worker_restart: bool = setting("Scheduling", False, "Restart all workers when one is restarted.")
     disable_retries: bool = setting("Scheduling", False, "Do not start the job again after an error of the service.")
 
@@ -62,13 +63,17 @@ class Order:
     def __post_init__(self) -> None:
         flags.check(self)
         _check_shapes(self)
+        if self.regions and len(set(self.regions)) < len(self.regions):
+            raise ValueError(
+                f"regions must be named once each, got {','.join(self.regions)}"
+            )
         if self.region is not None and self.regions is not None:
             raise ValueError(
                 f"give region or regions, got both: {self.region} and "
                 f"{','.join(self.regions)}"
             )
         for name, _ in pairs("env", self.env):
-            if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(
                     "env must be NAME=VALUE with a name of letters, digits and _, got "
                     f"{name!r}"
@@ -82,12 +87,13 @@ class Order:
                 f"env must be at most {MAX_ENV} variables, got {len(self.env or ())}"
             )
         for key, value in pairs("labels", self.labels):
-            if not re.fullmatch(r"[a-z][a-z0-9_-]{0,62}", key) or not re.fullmatch(
-                r"[a-z0-9_-]{0,63}", value
+            texts = (key, value)
+            if any(text != text.lower() or len(text) > 64 for text in texts) or not all(
+                re.fullmatch(r"[\w-]*", text) for text in texts
             ):
                 raise ValueError(
-                    "labels must be KEY=VALUE of at most 63 lower-case letters, digits, "
-                    f"_ and -, the key beginning with a letter, got {key}={value}"
+                    "labels must be KEY=VALUE of at most 64 lower-case letters, digits, "
+                    f"_ and - each, got {key}={value}"
                 )
         if len(self.labels or ()) > MAX_LABELS:
             raise ValueError(
@@ -129,8 +135,8 @@ class Search:
     search_space: str | None = setting("Search", None, "The same as a YAML file: NAME: {min: LOW, max: HIGH, scale: log} or NAME: [A, B, C].")
     metric: str | None = setting("Search", None, "What the trials are judged by, a metric of validation; then the trainer's hp_metric.")
     goal: str | None = setting("Search", None, "Whether more of it is better; less of a loss and more of anything else when absent.", choices=("minimize", "maximize"))
-    trials: int = setting("Search", 10, "Trials at the most.", low=1)
-    parallel_trials: int = setting("Search", 2, "Trials at a time; the fewer, the better informed each is.", low=1)
+    trials: int = setting("Search", 10, "Trials at the most.", low=1, high=100_000)
+    parallel_trials: int | None = setting("Search", None, "Trials at a time; the fewer, the better informed each is; 2 when absent.", low=1, high=1000)
     max_failed_trials: int | None = setting("Search", None, "Failed trials after which the search ends; a quarter of the trials when absent.", low=1)
     algorithm: str = setting("Search", "bayesian", "How settings are chosen.", choices=("bayesian", "random", "grid"))
     measurement: str = setting("Search", "best", "Which measurement of a trial counts.", choices=("best", "last"))
@@ -138,7 +144,7 @@ class Search:
 
     def __post_init__(self) -> None:
         flags.check(self)
-        if self.parallel_trials > self.trials:
+        if (self.parallel_trials or 0) > self.trials:
             raise ValueError(
                 f"parallel_trials must be at most trials, {self.trials}, got "
                 f"{self.parallel_trials}"
@@ -157,12 +163,17 @@ class Sending:
     # fmt: off
     dry_run: bool = setting("Sending", False, "Print the request as JSON, send nothing; needs no credentials.")
     wait: bool = setting("Sending", False, "Wait until the job has ended; exit with 1 unless it succeeded.")
-    poll_seconds: float = setting("Sending", 20.0, "Seconds between looks at the job.", low=0.01)
+    poll_seconds: float = setting("Sending", 20.0, "Seconds between looks at the job.", low=0.01, high=86_400)
     api_endpoint: str | None = setting("Sending", None, "Address of the API where it is not the region's own; to http:// no credentials are sent.")
     # fmt: on
 
     def __post_init__(self) -> None:
         flags.check(self)
+
+
+def parallel(search: Search) -> int:
+    """Returns the number of trials at a time."""
+    return search.parallel_trials or min(2, search.trials)
 
 
 def most_failures(search: Search) -> int:
@@ -189,6 +200,12 @@ def read(
         name = re.split("=", arg.lstrip("-"), maxsplit=1)[0]
         if arg.startswith("-") and name not in known and name in _OF_TRAINER:
             raise ValueError(f"{name} is a flag of the trainer: give it after --")
+    for arg in trainer_args:
+        # absl's own, which would pass here and fail where the job runs.
+        if found := re.match("--?(flagfile|undefok|help)(=|$)", arg):
+            raise ValueError(
+                f"{found[1]} cannot be ordered; python -m trainer.task --help shows what can"
+            )
     values = flags.read(ours, *kinds)
     for name, variable in _VARIABLES.items():
         instead = "regions" if name == "region" and "regions" in known else name
@@ -219,13 +236,19 @@ def pairs(name: str, texts: Sequence[str] | None) -> list[tuple[str, str]]:
 _VARIABLES = {"project": "GOOGLE_CLOUD_PROJECT", "region": "GOOGLE_CLOUD_REGION"}
 _OF_TRAINER = frozenset(field.name for field in dataclasses.fields(Config))
 _SHAPES = {
-    "job_name": (r"[A-Za-z0-9][\w.-]{0,127}", "up to 128 letters, digits, _, - and ."),
+    "job_name": (
+        r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}",
+        "up to 128 letters, digits, _, - and .",
+    ),
     "project": (r"[a-z0-9.:-]+", "the id of a project, such as my-project"),
-    "region": (r"[a-z]+-[a-z]+\d+", "a region, such as us-central1"),
-    "bucket": (r"gs://[a-z0-9][\w.-]+(/[^/]+)*/?", "gs://BUCKET or gs://BUCKET/FOLDER"),
+    "region": (r"[a-z]+(-[a-z]+)+[0-9]+", "a region, such as us-central1"),
+    "bucket": (
+        r"gs://[a-z0-9][a-z0-9_.-]+[a-z0-9](/[^/\s*?#\[\]]+)*/?",
+        "gs://BUCKET or gs://BUCKET/FOLDER",
+    ),
     "package": (r".+\.(tar\.gz|whl)", "an sdist, NAME.tar.gz, or a wheel"),
     "network": (
-        r"projects/[^/]+/global/networks/[^/]+",
+        r"projects/[0-9]+/global/networks/[^/]+",
         "projects/NUMBER/global/networks/NAME",
     ),
     "kms_key": (
@@ -237,7 +260,7 @@ _SHAPES = {
         "projects/NUMBER/locations/REGION/tensorboards/ID",
     ),
     "service_account": (r"[^@\s]+@[^@\s]+", "an address, NAME@PROJECT.iam...com"),
-    "tpu_topology": (r"\d+(x\d+)+", "sides such as 2x2"),
+    "tpu_topology": (r"[0-9]+(x[0-9]+)+", "sides such as 2x2"),
 }
 
 

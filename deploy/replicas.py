@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from deploy import spec
-from deploy.order import Order, pairs
+from deploy.order import OF_THE_SERVICE, Order, pairs
 
 # TF_CONFIG's names of worker pools 0 and 1.
 TASKS = {"workerpool0": "chief", "workerpool1": "worker"}
@@ -45,7 +45,7 @@ def of_job(
     job_id: str,
     environ: Mapping[str, str],
     trial: str | None = None,
-    first_gpu: int | None = None,
+    gpus: Sequence[str] | None = None,
 ) -> list[Replica]:
     """Returns the processes of a job, the chief first.
 
@@ -56,7 +56,7 @@ def of_job(
         job_id: The number of the job.
         environ: What all processes inherit.
         trial: The number of the trial in a search.
-        first_gpu: The first of the GPUs they share out; None leaves all as it is.
+        gpus: GPUs that they share out, as CUDA names them; None leaves all as it is.
     """
     sizes = {"workerpool0": 1, "workerpool1": order.num_workers - 1}
     ports = iter(_free_ports(order.num_workers))
@@ -66,8 +66,9 @@ def of_job(
         if size
     }
     base = os.path.join(folder, trial) if trial else folder
+    ours = {k: v for k, v in environ.items() if not k.startswith(OF_THE_SERVICE)}
     shared = {
-        **environ,
+        **ours,
         "CLOUD_ML_JOB_ID": job_id,
         "CLOUD_ML_PROJECT_ID": order.project or "local",
         "AIP_MODEL_DIR": f"{base}/model/",
@@ -83,10 +84,10 @@ def of_job(
     for pool, hosts in cluster.items():
         for index in range(len(hosts)):
             variables = _cluster_variables(cluster, pool, index, trial, told)
-            if first_gpu is not None:
-                first = first_gpu + len(found) * order.gpus
-                gpus = ",".join(map(str, range(first, first + order.gpus)))
-                variables["CUDA_VISIBLE_DEVICES"] = gpus
+            if gpus is not None:
+                first = len(found) * order.gpus
+                own = ",".join(gpus[first : first + order.gpus])
+                variables["CUDA_VISIBLE_DEVICES"] = own
             command = [sys.executable, "-m", spec.MODULE, *trainer_args]
             replica = Replica(f"{pool}-{index}", command, {**shared, **variables})
             found.append(replica)
@@ -100,12 +101,12 @@ def metric_file(base: str) -> str:
     return f"{base}/hypertune/output.metrics"
 
 
-def lacks(order: Order, gpus_here: int, trials_at_once: int = 1) -> list[str]:
+def lacks(order: Order, num_gpus: int, trials_at_once: int = 1) -> list[str]:
     """Returns what of an order cannot be had on this machine, and is left out.
 
     Args:
         order: What is asked for.
-        gpus_here: GPUs of this machine.
+        num_gpus: GPUs of this machine.
         trials_at_once: Jobs that run at the same time.
 
     Raises:
@@ -117,13 +118,13 @@ def lacks(order: Order, gpus_here: int, trials_at_once: int = 1) -> list[str]:
             "type to try the order here"
         )
     wanted = order.gpus * order.num_workers * trials_at_once
-    if 0 < gpus_here < wanted:
+    if 0 < num_gpus < wanted:
         raise ValueError(
-            f"this machine has {gpus_here} GPUs, the order asks for {wanted}; give a "
+            f"this machine has {num_gpus} GPUs, the order asks for {wanted}; give a "
             "smaller accelerator_count, num_workers or parallel_trials"
         )
     missing = []
-    if wanted and not gpus_here:
+    if wanted and not num_gpus:
         missing.append(
             f"{order.gpus} {order.accelerator_type} of each worker (it trains on the "
             "CPU, one replica, so that the global batch is smaller where batch_size is "
@@ -136,15 +137,19 @@ def lacks(order: Order, gpus_here: int, trials_at_once: int = 1) -> list[str]:
     return missing
 
 
-def count_gpus() -> int:
-    """Returns how many GPUs this machine has, as its driver says."""
+def gpus_here(environ: Mapping[str, str]) -> list[str]:
+    """Returns the GPUs that may be used, as CUDA names them: all, or those chosen."""
+    chosen = environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [one for one in chosen.split(",") if one and one != "-1"]
     program = shutil.which("nvidia-smi")
     if program is None:
-        return 0
+        return []
     listed = subprocess.run(
         [program, "-L"], capture_output=True, text=True, check=False
     )
-    return listed.stdout.count("GPU ") if listed.returncode == 0 else 0
+    count = listed.stdout.count("GPU ") if listed.returncode == 0 else 0
+    return [str(number) for number in range(count)]
 
 
 def _cluster_variables(

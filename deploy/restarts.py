@@ -26,7 +26,7 @@ REFUSED, FAILED, TIMED_OUT, STOPPED = 2, 1, 124, 143
 # Between SIGTERM and SIGKILL, as a Spot machine has before it is taken away.
 GRACE_SECONDS = 30.0
 READ_SECONDS = 5.0
-STOPS = (signal.SIGTERM, signal.SIGINT)
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Number of a replica, its process, the exit code.
 Ended = tuple[int, "subprocess.Popen[bytes]", int]
 
@@ -61,10 +61,10 @@ class Job:
         self._restart_all = restart_all
         self._retries_left = 0 if disable_retries else MAX_RETRIES
         self._timeout_seconds = timeout_seconds
-        # None: stop.
-        self._ended: queue.Queue[Ended | None] = queue.Queue()
+        # None: stop. Of the kind that a signal's handler may put to.
+        self._ended: queue.SimpleQueue[Ended | None] = queue.SimpleQueue()
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._readers: list[threading.Thread] = []
+        self._waiters: list[threading.Thread] = []
         self._restarts = [0] * len(replicas)
         self._taken: set[subprocess.Popen[bytes]] = set()
 
@@ -91,14 +91,12 @@ class Job:
                 self._say("job", f"ended after timeout_seconds={self._timeout_seconds}")
                 return TIMED_OUT
             if now >= preempts and self._preemptions_left:
-                self._preempt(turn % len(self._replicas))
-                self._preemptions_left -= 1
+                self._preemptions_left -= self._preempt(turn % len(self._replicas))
                 preempts, turn = now + every, turn + 1
             until = min(ends, preempts if self._preemptions_left else float("inf"))
+            seconds = min(max(0.0, until - now), threading.TIMEOUT_MAX)
             try:
-                event = self._ended.get(
-                    timeout=None if until == float("inf") else max(0.0, until - now)
-                )
+                event = self._ended.get(timeout=seconds)
             except queue.Empty:
                 continue
             if event is None:
@@ -120,11 +118,12 @@ class Job:
             return None  # Its work is done before the chief's.
         if code == REFUSED:
             return REFUSED
-        if process not in self._taken:
-            self._restarts[index] += 1
+        taken = process in self._taken  # Which is no failure of its own.
+        self._restarts[index] += not taken
         if self._restarts[index] <= MAX_RESTARTS:
             count = f"restart {self._restarts[index]} of {MAX_RESTARTS}"
-            self._say("job", f"{name} left with {code}; {count}")
+            what = "its machine is given again" if taken else count
+            self._say("job", f"{name} left with {code}; {what}")
             if self._restart_all:
                 self._end_all()
                 self._start_all()
@@ -144,16 +143,21 @@ class Job:
         self._start_all()
         return None
 
-    def _preempt(self, index: int) -> None:
-        """Takes a process away as a Spot machine goes: SIGTERM, in 30 s SIGKILL."""
+    def _preempt(self, index: int) -> bool:
+        """Takes a process away as a Spot machine goes: SIGTERM, in 30 s SIGKILL.
+
+        Returns whether it was still there.
+        """
         process = self._processes[index]
-        if process.poll() is None:
-            self._say("job", f"{self._replicas[index].name} is preempted")
-            self._taken.add(process)
-            process.terminate()
-            timer = threading.Timer(GRACE_SECONDS, process.kill)
-            timer.daemon = True
-            timer.start()
+        if process.poll() is not None:
+            return False
+        self._say("job", f"{self._replicas[index].name} is preempted")
+        self._taken.add(process)
+        process.terminate()
+        timer = threading.Timer(GRACE_SECONDS, process.kill)
+        timer.daemon = True
+        timer.start()
+        return True
 
     def _start_all(self) -> None:
         self._processes = []
@@ -175,20 +179,31 @@ class Job:
             self._processes[index] = process
         else:
             self._processes.append(process)
-        reader = threading.Thread(
-            target=self._follow, args=(index, process), daemon=True
-        )
+        reader = threading.Thread(target=self._read, args=(index, process), daemon=True)
         reader.start()
-        self._readers.append(reader)
+        waiter = threading.Thread(
+            target=self._wait, args=(index, process, reader), daemon=True
+        )
+        waiter.start()
+        self._waiters.append(waiter)
 
-    def _follow(self, index: int, process: subprocess.Popen[bytes]) -> None:
-        """Says what a process prints, and puts down how it ended."""
+    def _read(self, index: int, process: subprocess.Popen[bytes]) -> None:
+        """Says what a process prints; reads on when it cannot be said."""
         assert process.stdout is not None
         name = self._replicas[index].name
         with process.stdout as lines:
             for line in lines:
-                self._say(name, message(line.decode(errors="replace").rstrip("\n")))
+                with contextlib.suppress(OSError, ValueError):
+                    self._say(name, message(line.decode(errors="replace").rstrip("\n")))
+
+    def _wait(
+        self, index: int, process: subprocess.Popen[bytes], reader: threading.Thread
+    ) -> None:
+        """Puts down how a process ended, and ends what it has started itself."""
         code = process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        reader.join(READ_SECONDS)  # What it printed last is said first.
         # As a shell tells a signal.
         self._ended.put((index, process, code if code >= 0 else 128 - code))
 
@@ -204,11 +219,9 @@ class Job:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # What it started itself.
-        for reader in self._readers:  # What they printed last is said.
-            reader.join(READ_SECONDS)
-        self._readers.clear()
+        for waiter in self._waiters:
+            waiter.join(2 * READ_SECONDS)
+        self._waiters.clear()
 
 
 class Jobs:
@@ -240,16 +253,20 @@ class Jobs:
 
 @contextlib.contextmanager
 def side_by_side(count: int) -> Iterator[Jobs]:
-    """Gives `Jobs`, of which so many run at a time; SIGTERM and Ctrl-C end them."""
+    """Gives `Jobs`, of which so many run at a time; SIGTERM, SIGHUP, Ctrl-C end them."""
     with concurrent.futures.ThreadPoolExecutor(count) as pool:
         jobs = Jobs(pool)
 
         def stop(number: int, _: object) -> None:
             jobs.stop(128 + number)
 
-        before = {one: signal.signal(one, stop) for one in STOPS}
+        heard = [one for one in STOPS if signal.getsignal(one) is not signal.SIG_IGN]
+        before = {one: signal.signal(one, stop) for one in heard}
         try:
             yield jobs
+        except BaseException:
+            jobs.stop(FAILED)
+            raise
         finally:
             for one, handler in before.items():
                 signal.signal(one, handler)
@@ -260,6 +277,6 @@ def message(line: str) -> str:
     try:
         entry = json.loads(line)
         severity, words = entry["severity"], entry["message"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return line
     return words if severity == "INFO" else f"{severity}: {words}"

@@ -191,3 +191,9 @@ def _check_places(settings: Config) -> None:
                 f"{name} must be on gs://, for a container sees nothing else and what "
                 f"it writes elsewhere is lost, got {value}"
             )
+    weights = settings.encoder_weights
+    if weights not in ("imagenet", "none") and not weights.startswith("gs://"):
+        raise ValueError(
+            "encoder_weights must be imagenet, none or a file on gs://, for a container "
+            f"sees nothing else, got {weights}"
+        )

@@ -1,15 +1,12 @@
 """An order on its way: shown or sent, region after region, and waited for."""
 
 import json
-import sys
 import time
 from collections.abc import Callable
 
 from deploy import command, service, spec, storage
 from deploy.order import Order, Sending
 from deploy.service import Job, Service
-
-EXIT_INTERRUPTED = 130
 
 
 def send(
@@ -42,24 +39,26 @@ def send(
             f"{order.bucket} stays in its own region: a job in another one reads and "
             "writes across, which takes time and costs money"
         )
-    if kind == service.TUNING:
-        storage.check_new(order)
+    # All of them first: without the SDK or credentials nothing is begun.
+    project, endpoint = str(order.project), sending.api_endpoint
+    services = {region: Service(project, region, endpoint) for region in regions}
     storage.upload_package(order)
     for region, request in requests.items():
         more = region != regions[-1]
-        there = Service(str(order.project), region, sending.api_endpoint)
+        if kind == service.TUNING:
+            storage.check_new(order)
         try:
-            job = there.create(kind, request)
+            job = services[region].create(kind, request)
         except service.NoQuota as error:
             if not more:
                 raise
             command.note(f"{region}: {error}")
             continue
-        print(job["name"])
+        print(job["name"], flush=True)
         command.note(service.console_address(job))
         if not sending.wait:
             return job
-        job = wait(there, job, sending.poll_seconds)
+        job = wait(services[region], job, sending.poll_seconds)
         if not (more and service.out_of_stock(job)):
             return job
         command.note(f"{region} has no machines for it; on to the next region")
@@ -75,15 +74,14 @@ def wait(there: Service, job: Job, poll_seconds: float) -> Job:
             last = now
         if job.get("state") in service.ENDED:
             return job
+        again = f"the job goes on; wait again: python -m deploy.jobs wait {job['name']}"
         try:
             time.sleep(poll_seconds)
+            job = there.get(job["name"], service.PATIENCE_SECONDS)
         except KeyboardInterrupt:
-            command.note(
-                "stopped waiting, the job goes on; wait again: python -m deploy.jobs "
-                f"wait {job['name']}"
-            )
-            sys.exit(EXIT_INTERRUPTED)
-        job = there.get(job["name"], service.PATIENCE_SECONDS)
+            raise command.Interrupted(f"stopped waiting, {again}") from None
+        except command.Failure as error:
+            raise command.Failure(f"{error}; {again}") from None
 
 
 def exit_code(job: Job) -> int:

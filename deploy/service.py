@@ -9,6 +9,7 @@ import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
+from deploy import command
 from deploy.command import Failure
 
 CUSTOM, TUNING = "customJobs", "hyperparameterTuningJobs"
@@ -17,7 +18,6 @@ ENDED = {
     *("JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED"),
     *("JOB_STATE_EXPIRED", "JOB_STATE_PARTIALLY_SUCCEEDED"),
 }
-RESOURCE_EXHAUSTED = 8  # Code of google.rpc: a stock-out, told of a job that failed.
 CALL_SECONDS = 120.0
 # How long looks at a job go on while the service does not answer.
 PATIENCE_SECONDS = 900.0
@@ -180,13 +180,14 @@ def state(job: Job) -> str:
 
 
 def out_of_stock(job: Job) -> bool:
-    """Returns whether a job failed because the region had no machines for it."""
+    """Returns whether a job failed because the region had no machines for it.
+
+    By its words: the code of such an error is shared with others, as memory's.
+    """
     error = job.get("error", {})
     text = error.get("message", "").lower()
     return job.get("state") == "JOB_STATE_FAILED" and (
-        error.get("code") == RESOURCE_EXHAUSTED
-        or "stockout" in text.replace(" ", "").replace("-", "").replace("_", "")
-        or "resources are insufficient" in text
+        "stockout" in re.sub(r"[ _-]", "", text) or "resources are insufficient" in text
     )
 
 
@@ -227,11 +228,12 @@ def _plain(message: Any) -> Job:
 def _retry(seconds: float) -> Any:
     """Returns what asks again, ever less often, while it may help."""
     from google.api_core import exceptions, retry
+    from google.auth import exceptions as auth
     from requests import exceptions as lost
 
     passing = (
         *(exceptions.ServerError, exceptions.TooManyRequests),
-        *(lost.ConnectionError, lost.Timeout),
+        *(lost.ConnectionError, lost.Timeout, auth.TransportError),
     )
     return retry.Retry(
         retry.if_exception_type(*passing), initial=1.0, maximum=60.0, timeout=seconds
@@ -256,6 +258,10 @@ def in_one_line(doing: str, look: str | None = None) -> Iterator[None]:
     except auth.DefaultCredentialsError:
         raise Failure(
             "no credentials found; get them: gcloud auth application-default login"
+        ) from None
+    except auth.TransportError as error:
+        raise Failure(
+            f"{doing} failed, Google's accounts cannot be reached: {_words(error)}"
         ) from None
     except auth.GoogleAuthError as error:
         raise Failure(
@@ -287,6 +293,10 @@ def in_one_line(doing: str, look: str | None = None) -> Iterator[None]:
         ) from None
     except exceptions.GoogleAPICallError as error:
         raise Failure(f"{doing} failed, it is refused: {_words(error)}") from None
+    except KeyboardInterrupt:
+        raise command.Interrupted(f"interrupted while {doing}{unknown}") from None
+    except (lost.InvalidURL, lost.InvalidSchema) as error:
+        raise Failure(f"{doing} failed, no such address: {_words(error)}") from None
     except (lost.RequestException, ConnectionError) as error:
         if "NewConnectionError" in str(error) or "NameResolution" in str(error):
             where = (

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from deploy.order import Search
@@ -12,9 +12,12 @@ from trainer.config import Config
 
 # A trial has directories of its own, and what it is judged by is the search's.
 NOT_SEARCHED = ("job_dir", "checkpoint_dir", "log_dir", "hp_metric")
+MAX_GRID = 100_000
+# Takes the flags of a trial; raises ValueError where they cannot run.
+Check = Callable[[list[str]], None]
 SCALES = ("linear", "log", "reverse_log")
 # Of so many points each is checked, of more only those along each setting.
-MAX_POINTS = 256
+MAX_POINTS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +54,15 @@ class Study:
     trainer_args: list[str]
 
 
-def study(search: Search, trainer_args: Sequence[str]) -> Study:
+def study(
+    search: Search, trainer_args: Sequence[str], check: Check | None = None
+) -> Study:
     """Returns the search, checked against the trainer's settings.
+
+    Args:
+        search: The search.
+        trainer_args: Flags of the trainer that all trials share.
+        check: What each of its trials must pass beside.
 
     Raises:
         ValueError: One line: the rule, the value, the way out.
@@ -66,13 +76,21 @@ def study(search: Search, trainer_args: Sequence[str]) -> Study:
         )
     told = [] if hp_metric.value == metric else [f"--hp_metric={metric}"]
     shared = [*trainer_args, *told]
-    found = parameters(_space(search), shared)
+    found = parameters(_space(search), shared, check)
     if search.algorithm == "grid" and any(
         one.ends and isinstance(one.ends[0], float) for one in found
     ):
         raise ValueError(
             "algorithm grid needs whole numbers or lists of values, got a range of "
             "fractions; list its values, or take random"
+        )
+    if (
+        search.algorithm == "grid"
+        and (size := math.prod(map(_num_points, found))) > MAX_GRID
+    ):
+        raise ValueError(
+            f"algorithm grid must have at most {MAX_GRID} points, got {size}; give "
+            "fewer values, or take random"
         )
     goal = search.goal or ("minimize" if metric == "val_loss" else "maximize")
     return Study(metric=metric, goal=goal, parameters=found, trainer_args=shared)
@@ -97,15 +115,15 @@ def from_flag(texts: Sequence[str]) -> dict[str, Any]:
         ValueError: If one has another form.
     """
     space: dict[str, Any] = {}
-    for text in texts:
-        name, sign, value = text.partition("=")
+    for flag_text in texts:
+        name, sign, value = flag_text.partition("=")
         if not sign or not value:
             raise ValueError(
-                f"search must be NAME=LOW..HIGH or NAME=A/B/C, got {text!r}"
+                f"search must be NAME=LOW..HIGH or NAME=A/B/C, got {flag_text!r}"
             )
         if name in space:
             raise ValueError(f"search must name each setting once, got {name} twice")
-        if ".." in value:
+        if ".." in value and "..." not in value:
             low, _, rest = value.partition("..")
             high, _, scale = rest.partition(":")
             space[name] = {"min": low, "max": high, "scale": scale or "linear"}
@@ -120,8 +138,13 @@ def from_file(path: str) -> dict[str, Any]:
     Raises:
         ValueError: If it cannot be read.
     """
-    import yaml
-
+    try:
+        import yaml
+    except ModuleNotFoundError:
+        raise ValueError(
+            "search_space needs PyYAML, which is not installed: pip install pyyaml; or "
+            "give --search"
+        ) from None
     try:
         with open(path, encoding="utf-8") as file:
             space = yaml.safe_load(file)
@@ -130,7 +153,7 @@ def from_file(path: str) -> dict[str, Any]:
             f"search_space must be a file that can be read, got {path}: "
             f"{error.strerror}"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         what = " ".join(str(error).split())
         raise ValueError(f"search_space must be YAML, got {path}: {what}") from None
     if not isinstance(space, dict) or not space:
@@ -141,12 +164,15 @@ def from_file(path: str) -> dict[str, Any]:
     return space
 
 
-def parameters(space: dict[str, Any], trainer_args: Sequence[str]) -> list[Parameter]:
-    """Returns the space, checked: each point of it must be a run that starts.
+def parameters(
+    space: dict[str, Any], trainer_args: Sequence[str], check: Check | None = None
+) -> list[Parameter]:
+    """Returns the space, checked: the corners of it must be runs that start.
 
     Args:
         space: What each setting may be: {"min", "max", "scale"} or a list of values.
         trainer_args: The flags that all trials share.
+        check: What each trial must pass beside.
 
     Raises:
         ValueError: One line: the setting, the rule, the way out.
@@ -166,7 +192,7 @@ def parameters(space: dict[str, Any], trainer_args: Sequence[str]) -> list[Param
                 f"search has {name}, which is also given after --; leave one of them out"
             )
         found.append(_parameter(name, what, flags.type_of(Config, name)))
-    _check_points(found, trainer_args)
+    _check_points(found, trainer_args, check)
     return found
 
 
@@ -178,7 +204,7 @@ def as_args(settings: dict[str, Any]) -> list[str]:
 def _parameter(name: str, what: Any, kind: type) -> Parameter:
     if isinstance(what, dict):
         return _range(name, what, kind)
-    if not isinstance(what, list) or not what:
+    if not isinstance(what, list) or not what or None in what:
         raise ValueError(
             f"search of {name} must be {{min, max, scale}} or a list of values, got "
             f"{what!r}"
@@ -235,7 +261,7 @@ def _range(name: str, what: dict[str, Any], kind: type) -> Parameter:
 def _number(name: str, value: Any) -> float:
     try:
         number = float(value)  # YAML takes 1e-4 for a text.
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(value, bool) or not math.isfinite(number):
         raise ValueError(f"search of {name} must have numbers, got {value!r}")
@@ -251,9 +277,11 @@ def text(value: Any) -> str:
     return str(value)
 
 
-def _check_points(found: Sequence[Parameter], trainer_args: Sequence[str]) -> None:
+def _check_points(
+    found: Sequence[Parameter], trainer_args: Sequence[str], check: Check | None
+) -> None:
     """Raises ValueError where a trial would be refused by the trainer."""
-    axes = [parameter.ends or parameter.values for parameter in found]
+    axes = [_axis(parameter) for parameter in found]
     points = list(itertools.islice(itertools.product(*axes), MAX_POINTS + 1))
     if len(points) > MAX_POINTS:
         first = [axis[0] for axis in axes]
@@ -266,8 +294,26 @@ def _check_points(found: Sequence[Parameter], trainer_args: Sequence[str]) -> No
         args = as_args({p.name: v for p, v in zip(found, point, strict=True)})
         try:
             config.from_args([*trainer_args, *args])
+            if check is not None:
+                check([*trainer_args, *args])
         except ValueError as error:
             raise ValueError(
-                f"the search holds a trial that the trainer refuses, "
+                "the search holds a trial that would be refused, "
                 f"{' '.join(args)}: {error}"
             ) from None
+
+
+def _axis(parameter: Parameter) -> tuple[Any, ...]:
+    """Returns the values that are tried: both ends, and one whole number between."""
+    if parameter.ends is None:
+        return parameter.values
+    low, high = parameter.ends
+    return (
+        (low, low + 1, high) if isinstance(low, int) and low + 1 < high else (low, high)
+    )
+
+
+def _num_points(parameter: Parameter) -> int:
+    if parameter.ends is None:
+        return len(parameter.values)
+    return int(parameter.ends[1] - parameter.ends[0]) + 1

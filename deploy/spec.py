@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from deploy import rules, space
-from deploy.order import Order, Search, most_failures, pairs
+from deploy.order import Order, Search, most_failures, pairs, parallel
 
 Request = dict[str, Any]
 
@@ -51,10 +51,14 @@ def tuning_job(
     Raises:
         ValueError: One line: the rule, the value, the way out.
     """
-    study = space.study(search, trainer_args)
-    rules.check(order, study.trainer_args)
-    rules.check_for_trials(order, study.trainer_args)
-    rules.check_for_cloud(order, study.trainer_args, region)
+
+    def check(args: list[str]) -> None:
+        rules.check(order, args)
+        rules.check_for_trials(order, args)
+        rules.check_for_cloud(order, args, region)
+
+    check(list(trainer_args))  # What is wrong with all is not told of one trial.
+    study = space.study(search, trainer_args, check)
     spec: Request = {
         "metrics": [{"metricId": study.metric, "goal": study.goal.upper()}],
         "parameters": [_parameter(one) for one in study.parameters],
@@ -66,7 +70,7 @@ def tuning_job(
         **_named(order),
         "studySpec": spec,
         "maxTrialCount": search.trials,
-        "parallelTrialCount": search.parallel_trials,
+        "parallelTrialCount": parallel(search),
         "maxFailedTrialCount": most_failures(search),
         "trialJobSpec": _job_spec(order, study.trainer_args),
     }

@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     return command.run(
         "Orders one training job from Vertex AI. Ordered again under its job_name, it "
-        "goes on from its checkpoints.",
+        "goes on from its checkpoints. The trainer's flags come after --.",
         _submit,
         (Order, Sending),
         argv,

@@ -46,8 +46,10 @@ def ranked(trials: Sequence[Trial], goal: str) -> list[Trial]:
 
 def best(trials: Sequence[Trial], goal: str) -> Trial | None:
     """Returns the best trial that succeeded, None if none has."""
-    first = [one for one in ranked(trials, goal)[:1] if one.state == "succeeded"]
-    return first[0] if first and first[0].value is not None else None
+    for one in ranked(trials, goal)[:1]:
+        if one.state == "succeeded" and math.isfinite(one.value or 0.0):
+            return one if one.value is not None else None
+    return None
 
 
 def table(trials: Sequence[Trial], metric: str, goal: str) -> str:
@@ -64,9 +66,9 @@ def table(trials: Sequence[Trial], metric: str, goal: str) -> str:
 
 def summary(job: dict[str, Any]) -> str:
     """Returns the trials of a tuning job as the service tells them, and the best."""
-    [metric] = job["studySpec"]["metrics"]
+    metric = job["studySpec"]["metrics"][0]
     goal = metric.get("goal", "MINIMIZE").lower()
-    found = [_told(one) for one in job.get("trials", [])]
+    found = [_told(one, metric["metricId"]) for one in job.get("trials", [])]
     lines = [table(found, metric["metricId"], goal)]
     if first := best(found, goal):
         [*_, pool] = job["trialJobSpec"]["workerPoolSpecs"][:1]
@@ -75,16 +77,19 @@ def summary(job: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _told(one: dict[str, Any]) -> Trial:
+def _told(one: dict[str, Any], metric: str) -> Trial:
     """Returns a trial of the service's; one that it calls infeasible has failed."""
     state = one.get("state", "STATE_UNSPECIFIED").lower()
     measured = one.get("finalMeasurement", {})
-    values = [metric.get("value", 0.0) for metric in measured.get("metrics", [])]
+    # Not a number is a text in JSON.
+    values = {
+        m["metricId"]: float(m.get("value", 0)) for m in measured.get("metrics", [])
+    }
     return Trial(
         id=one["id"],
         state={"infeasible": "failed", "active": "running"}.get(state, state),
         settings={p["parameterId"]: p["value"] for p in one.get("parameters", [])},
-        value=values[0] if values else None,
+        value=values.get(metric),
         step=int(measured["stepCount"]) if "stepCount" in measured else None,
     )
 

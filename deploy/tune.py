@@ -16,7 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     return command.run(
         "Orders a search for the best settings of the trainer, a tuning job, from "
-        "Vertex AI; with --wait, the table of its trials is the answer.",
+        "Vertex AI; with --wait, the table of its trials is the answer. The trainer's "
+        "flags come after --.",
         _tune,
         (Order, Search, Sending),
         argv,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from deploy import local, local_search, replicas, trials
-from deploy.order import Order, Search
+from deploy.order import Order, Search, parallel
 from deploy.space import Parameter, Study
 
 ROOT = pathlib.Path(local.__file__).parents[1]
@@ -23,7 +23,8 @@ SMALL = ["--image_size=32", "--num_pictures=1", "--test_split=none"]
 def variables(**settings) -> list[dict[str, str]]:
     """Returns what the processes of an order find, without what they inherit."""
     order = Order(job_name="pets", **settings)
-    found = replicas.of_job(order, ["--epochs=1"], "out/pets", "7", {"PATH": "/bin"})
+    environ = {"PATH": "/bin", "TF_CONFIG": "{}", "CLOUD_ML_TRIAL_ID": "3"}  # Not ours.
+    found = replicas.of_job(order, ["--epochs=1"], "out/pets", "7", environ)
     return [one.environment for one in found]
 
 
@@ -74,27 +75,33 @@ def test_a_trial_has_a_folder_and_a_metric_file_of_its_own():
 
 def test_processes_share_out_the_gpus():
     order = Order(num_workers=2, accelerator_type="NVIDIA_L4", accelerator_count=2)
-    found = replicas.of_job(order, [], "out", "7", {}, first_gpu=4)
+    found = replicas.of_job(order, [], "out", "7", {}, gpus=["4", "5", "6", "7"])
     gpus = [one.environment["CUDA_VISIBLE_DEVICES"] for one in found]
     assert gpus == ["4,5", "6,7"]
-    [one] = replicas.of_job(Order(), [], "out", "7", {}, first_gpu=0)
+    [one] = replicas.of_job(Order(), [], "out", "7", {}, gpus=["0"])
     assert one.environment["CUDA_VISIBLE_DEVICES"] == ""  # None was ordered.
+
+
+def test_the_gpus_are_those_that_the_user_has_chosen():
+    assert replicas.gpus_here({"CUDA_VISIBLE_DEVICES": "2,5"}) == ["2", "5"]
+    for none in ("", "-1"):
+        assert replicas.gpus_here({"CUDA_VISIBLE_DEVICES": none}) == []
 
 
 def test_what_this_machine_lacks_is_said_or_refused():
     gpus = dict(accelerator_type="NVIDIA_L4", num_workers=2, accelerator_count=2)
     order = Order(**gpus, reduction_servers=1, image="image")
-    without = replicas.lacks(order, gpus_here=0)
+    without = replicas.lacks(order, num_gpus=0)
     assert [line.split(" (")[0] for line in without] == [
         *("2 NVIDIA_L4 of each worker", "Reduction Server", "image")
     ]
-    assert replicas.lacks(Order(**gpus), gpus_here=4) == []
+    assert replicas.lacks(Order(**gpus), num_gpus=4) == []
     with pytest.raises(ValueError, match="has 3 GPUs, the order asks for 4"):
-        replicas.lacks(Order(**gpus), gpus_here=3)
+        replicas.lacks(Order(**gpus), num_gpus=3)
     with pytest.raises(ValueError, match="has 4 GPUs, the order asks for 8"):
-        replicas.lacks(Order(**gpus), gpus_here=4, trials_at_once=2)
+        replicas.lacks(Order(**gpus), num_gpus=4, trials_at_once=2)
     with pytest.raises(ValueError, match="this machine has no TPU"):
-        replicas.lacks(Order(machine_type="ct5lp-hightpu-4t"), gpus_here=0)
+        replicas.lacks(Order(machine_type="ct5lp-hightpu-4t"), num_gpus=0)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +113,11 @@ def test_what_this_machine_lacks_is_said_or_refused():
             "2 workers need --strategy=",
         ),
         (["--machine_type=ct5lp-hightpu-1t"], "this machine has no TPU"),
-        (["--search=optimizer=adam/sgd"], "the search holds a trial that the trainer"),
+        (
+            ["--search=optimizer=adam/sgd"],
+            "the search holds a trial that would be refused",
+        ),
+        (["--trials=3"], "a search needs search or search_space"),
         (["--preempt_every_seconds=0"], "preempt_every_seconds must be at least 1"),
     ],
 )
@@ -168,7 +179,7 @@ def searched(tmp_path, capsys, parameters, earn, **settings) -> tuple:
         ran.append(Trained(tmp_path, args, trial, earn))
         return ran[-1]
 
-    with restarts.side_by_side(search.parallel_trials) as jobs:
+    with restarts.side_by_side(parallel(search)) as jobs:
         code = local_search.run(study, search, str(tmp_path), jobs, job)
     return code, [one.settings for one in ran], capsys.readouterr().out.splitlines()
 

@@ -96,7 +96,9 @@ def test_processes_are_preempted_one_after_the_other_and_it_costs_no_restart(job
     taken = [name for name, line in job.said if "is preempted" in name + line]
     assert len(taken) == 7
     assert (job.starts(0), job.starts(1)) == (5, 4)
-    assert all("restart 0 of 5" in line for _, line in job.said if "left" in line)
+    left = [line for _, line in job.said if "left" in line]
+    assert len(left) == 7
+    assert all("its machine is given again" in line for line in left)
 
 
 def test_no_more_are_preempted_than_asked_for(job):
@@ -125,6 +127,24 @@ def test_what_processes_say_is_told_with_their_names(job):
     assert job.said == [("workerpool0-0", "a step"), ("workerpool0-0", "bare")]
 
 
+def test_what_a_process_has_started_ends_with_it(job, tmp_path):
+    # Its child holds the pipe open, and would be waited for.
+    assert job(f"sleep 600 & echo $! > {tmp_path}/child; exit 0").run() == 0
+    child = int((tmp_path / "child").read_text())
+    assert (
+        not pathlib.Path(f"/proc/{child}").exists()
+        or "Z" in (pathlib.Path(f"/proc/{child}/stat").read_text().split()[2])
+    )
+
+
+def test_a_line_that_cannot_be_said_holds_up_nothing(tmp_path):
+    def say(name: str, line: str) -> None:
+        raise OSError("nobody listens")
+
+    command = ["sh", "-c", "echo a; echo b; exit 0"]
+    assert Job([Replica("workerpool0-0", command, {})], say).run() == 0
+
+
 @pytest.mark.parametrize(
     "line, words",
     [
@@ -133,6 +153,7 @@ def test_what_processes_say_is_told_with_their_names(job):
         ('{"step": 3}', '{"step": 3}'),
         ("[1, 2]", "[1, 2]"),
         ("bare", "bare"),
+        ("[" * 100_000, "[" * 100_000),
     ],
 )
 def test_a_log_line_is_told_in_its_words(line, words):

@@ -40,7 +40,8 @@ class Orders:
         flags = [f"--api_endpoint={self._vertex.address}", *poll, *args[words:]]
         line = [module, *args[:words], *flags, *(["--", *after] if after else [])]
         return subprocess.Popen(
-            [str(server.PYTHON), "-m", *line],
+            # A background job of a shell ignores it, and so would its children.
+            ["env", "--default-signal=INT", str(server.PYTHON), "-m", *line],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -235,11 +236,13 @@ def test_ctrl_c_ends_the_waiting_and_not_the_job(orders, vertex):
     vertex.script(RUNS[1])
     args = ("--wait", "--poll_seconds=30")
     process = orders.start("deploy.submit", *NAMED, *args, after=tuple(TRAINER))
-    said = ""
-    while "pets-1: queued" not in said:
-        said = process.stderr.readline()
+    assert process.stderr is not None
+    assert any("pets-1: queued" in line for line in process.stderr)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    try:
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
     [job] = vertex.jobs()
     assert process.returncode == 130
     assert err.endswith(f"wait again: python -m deploy.jobs wait {job['name']}\n")
@@ -294,11 +297,19 @@ def test_a_job_that_is_not_there_is_told_in_one_line(orders, one_line):
 @pytest.mark.parametrize(
     "words, line",
     [
-        ((), "the action must be one of list, show, wait, logs, cancel, got ''"),
-        (("drop", "1"), "the action must be one of list"),
+        ((), "the action comes first: one of list, show, wait, logs, cancel, got ''"),
+        (("drop", "1"), "the action comes first: one of list"),
         (("show",), "show takes a JOB: its number, its name or its job_name"),
         (("list", "1"), "list takes no JOB"),
-        (("show", "projects/p/jobs/1"), "JOB must be projects/P/locations/REGION/KIND"),
+        (
+            ("show", "projects/p/jobs/1"),
+            "JOB must be a number, a job_name, or projects",
+        ),
+        (("show", 'a"b'), "JOB must be a number, a job_name, or projects"),
+        (
+            ("show", "projects/p/locations/evil.com?/customJobs/1"),
+            "JOB must be a number",
+        ),
     ],
 )
 def test_an_action_of_another_form_is_refused(words, line, capsys):
@@ -352,7 +363,7 @@ def in_storage(gcs, gcs_bucket, monkeypatch) -> str:
     return gcs_bucket
 
 
-def test_a_package_is_uploaded_once_to_the_jobs_folder(
+def test_a_package_is_uploaded_to_the_jobs_folder(
     orders, vertex, gcs, in_storage, tmp_path
 ):
     package = tmp_path / "segtrainer-0.1.0.tar.gz"
@@ -365,6 +376,22 @@ def test_a_package_is_uploaded_once_to_the_jobs_folder(
     [pool] = vertex.jobs()[0]["jobSpec"]["workerPoolSpecs"]
     uris = pool["pythonPackageSpec"]["packageUris"]
     assert uris == [f"gs://{in_storage}/{name}"]
+
+
+def test_a_search_does_not_go_on_in_another_region_among_the_trials_of_the_first(
+    orders, vertex, gcs, in_storage
+):
+    vertex.script(RUNS[1], STOCK_OUT)
+    regions = ["--regions=us-central1,europe-west4", "--wait", "--poll_seconds=1"]
+    args = [one for one in NAMED if not one.startswith("--region=")]
+    args += [f"--bucket=gs://{in_storage}", *SEARCH, *regions]
+    process = orders.start("deploy.tune", *args, after=tuple(TRAINER))
+    process.stdout.readline()  # It is ordered, and runs.
+    gcs.put(f"gs://{in_storage}/pets-1/1/config.json", b"{}")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "a search must begin in a new folder" in err
+    assert len(vertex.jobs()) == 1
 
 
 def test_a_search_begins_in_a_new_folder_only(orders, vertex, gcs, in_storage):

@@ -1,11 +1,13 @@
 """An order becomes one whole request, and is refused where it breaks a rule."""
 
+import dataclasses
 import json
 import re
 
 import pytest
 
-from deploy import submit, tune
+from deploy import jobs, local, submit, tune
+from deploy.order import Order, Search, Sending
 from tests.orders import NAMED, ORDERS, TRAINER
 
 L4 = "--accelerator_type=NVIDIA_L4"
@@ -84,7 +86,7 @@ REFUSALS = [
     (["--env=A B=1"], None, "env must be NAME=VALUE with a name of letters"),
     (["--env=A"], None, "env must be KEY=VALUE,KEY=VALUE, got 'A'"),
     (["--env=A=1,A=2"], None, "env must name each key once, got A twice"),
-    (["--labels=Team=x"], None, "labels must be KEY=VALUE of at most 63 lower-case"),
+    (["--labels=Team=x"], None, "labels must be KEY=VALUE of at most 64 lower-case"),
     (["--scheduling=cheap"], None, "scheduling must be one of standard, spot"),
     (["--max_wait_seconds=60"], None, "max_wait_seconds needs scheduling flex_start"),
     (["--scheduling=flex_start"], None, "scheduling flex_start is for GPUs, got none"),
@@ -141,6 +143,19 @@ REFUSALS = [
     ([], [*TRAINER, "--job_dir=runs/a"], "job_dir must be on gs://"),
     ([], [*TRAINER, "--epoch=3"], "Unknown command line flag 'epoch'"),
     ([], [*TRAINER, "--epochs=-3"], "epochs must be at least 0, got -3"),
+    ([], [*TRAINER, "--flagfile=flags"], "flagfile cannot be ordered"),
+    ([], ["--help"], "help cannot be ordered; python -m trainer.task --help shows"),
+    ([], [*TRAINER, "--undefok=x", "--x=1"], "undefok cannot be ordered"),
+    (
+        [],
+        [*TRAINER, "--encoder_weights=w.weights.h5"],
+        "encoder_weights must be imagenet",
+    ),
+    (["--regions=a-b1,a-b1"], None, "regions must be named once each"),
+    (["--num_workers=1e30"], None, "num_workers must be at most 10000"),
+    (["--env=a\u00e9=1"], None, "env must be NAME=VALUE with a name of letters"),
+    (["--bucket=gs://pets/a*"], None, "bucket must be gs://BUCKET"),
+    (["--network=projects/me/global/networks/a"], None, "network must be projects/NUM"),
     ([], [*TRAINER, "--strategy=tpu"], "--strategy=tpu needs a TPU machine"),
     ([], [*TRAINER, "--strategy=multi_worker"], "needs num_workers of 2 or more"),
     (
@@ -208,7 +223,7 @@ TUNING_REFUSALS = [
         ["--search=optimizer=adam/sgd"],
         None,
         (
-            "the search holds a trial that the trainer refuses, --optimizer=sgd: optimizer "
+            "the search holds a trial that would be refused, --optimizer=sgd: optimizer "
             "must be one of adam, adamw"
         ),
     ),
@@ -234,6 +249,24 @@ TUNING_REFUSALS = [
         None,
         "a tuning job cannot run on TPUs",
     ),
+    (
+        ["--search=image_size=64..128"],
+        None,
+        "--image_size=65: image_size must be a mul",
+    ),
+    (["--search=learning_rate=1e-4...1e-2"], None, "must have numbers, got '1e-4...1"),
+    (["--search=fast_dev_run=true/false"], None, "fast_dev_run writes to no trial's"),
+    (["--search=init_from=a/b"], None, "init_from must be on gs://, for a container"),
+    (
+        ["--search=strategy=mirrored/one_device", "--num_workers=4"],
+        None,
+        "4 workers need --strategy=multi_worker or auto",
+    ),
+    (
+        ["--search=seed=0..2147483647", "--algorithm=grid"],
+        None,
+        "algorithm grid must have at most 100000 points, got 2147483648",
+    ),
     (["--search_space=no.yaml"], None, "search_space must be a file that can be read"),
 ]
 
@@ -247,13 +280,29 @@ def test_a_search_that_breaks_a_rule_is_refused_in_one_line(
     assert_refused(code, line, capsys)
 
 
-@pytest.mark.parametrize("main", [submit.main, tune.main])
-def test_help_shows_every_flag(main, capsys):
+@pytest.mark.parametrize(
+    "main, kinds",
+    [
+        (submit.main, (Order, Sending)),
+        (tune.main, (Order, Search, Sending)),
+        (local.main, (Order, Search, local.Here)),
+        (jobs.main, (jobs.Looking,)),
+    ],
+)
+def test_help_shows_every_flag(main, kinds, capsys):
     assert main(["--help"]) == 0
     out, err = capsys.readouterr()
-    assert "--accelerator_type" in out and "--dry_run" in out
-    assert ("--search_space" in out) == (main is tune.main)
+    shown = re.findall(r"^  --(\w+)", out, re.MULTILINE)
+    assert shown == [field.name for kind in kinds for field in dataclasses.fields(kind)]
     assert err == ""
+
+
+def test_one_trial_runs_by_itself(capsys):
+    args = [*NAMED, SEARCH, "--trials=1", "--dry_run", "--", *TRAINER]
+    assert tune.main(args) == 0
+    request = json.loads(capsys.readouterr().out)
+    counts = ("maxTrialCount", "parallelTrialCount", "maxFailedTrialCount")
+    assert [request[name] for name in counts] == [1, 1, 1]
 
 
 def assert_refused(code: int, line: str, capsys: pytest.CaptureFixture) -> None:
