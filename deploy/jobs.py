@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
-from deploy import command, sending, service, trials
+from deploy import command, errors, sending, service, trials
 from deploy.service import Job, Service
 from trainer import flags
 from trainer.flags import setting
@@ -113,11 +113,11 @@ def _find(there: Service, job: str) -> Job:
         for kind in service.KINDS:
             try:
                 return there.get(f"{there.parent}/{kind}/{job}")
-            except service.NotThere:
+            except errors.NotThere:
                 continue
     found = [one for kind in service.KINDS for one in there.newest(kind, 1, job)]
     if not found:
-        raise service.NotThere(
+        raise errors.NotThere(
             f"no job {job} in {there.region} of {there.project}; python -m deploy.jobs "
             "list shows what is there"
         )

@@ -11,8 +11,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from deploy import command, local_search, replicas, restarts, rules, space
+from deploy import command, local_search, replicas, restarts, rules, side_by_side
 from deploy.order import Order, Search, parallel
+from deploy.study import checked_study
 from trainer import flags
 from trainer.flags import setting
 
@@ -55,7 +56,7 @@ def _run(order: Order, search: Search, here: Here, trainer_args: list[str]) -> i
             rules.check(order, args)
             rules.check_for_trials(order, args)
 
-        study = space.study(search, trainer_args, check)
+        study = checked_study(search, trainer_args, check)
         trainer_args = study.trainer_args
         local_search.check(search, folder)
     rules.check(order, trainer_args)
@@ -80,7 +81,7 @@ def _run(order: Order, search: Search, here: Here, trainer_args: list[str]) -> i
             timeout_seconds=order.timeout_seconds,
         )
 
-    with restarts.side_by_side(at_once) as jobs:
+    with side_by_side.running(at_once) as jobs:
         if study is None:
             return jobs.exit_code(jobs.start(job(trainer_args, None, 0)))
         return local_search.run(study, search, folder, jobs, job)

@@ -10,6 +10,8 @@ from typing import Any
 
 from deploy import command, replicas, restarts, space, trials
 from deploy.order import Search, most_failures, parallel
+from deploy.side_by_side import Jobs
+from deploy.study import Study
 from deploy.trials import Trial
 
 Future = concurrent.futures.Future
@@ -34,10 +36,10 @@ def check(search: Search, folder: str) -> None:
 
 
 def run(
-    study: space.Study,
+    study: Study,
     search: Search,
     folder: str,
-    jobs: restarts.Jobs,
+    jobs: Jobs,
     job: Callable[[Sequence[str], str, int], restarts.Job],
 ) -> int:
     """Runs the trials; prints their table and the best one; returns the exit code.
@@ -102,7 +104,7 @@ def measurements(path: str, metric: str) -> list[tuple[int, float]]:
     return [one for one in found if math.isfinite(one[1])]
 
 
-def _sampled(study: space.Study, search: Search) -> Any:
+def _sampled(study: Study, search: Search) -> Any:
     """Returns Optuna's study with the sampler that the algorithm asks for."""
     import optuna
 
@@ -126,7 +128,7 @@ def _grid(parameter: space.Parameter) -> list[Any]:
     return list(range(int(low), int(high) + 1))
 
 
-def _ask(asked: Any, study: space.Study) -> tuple[Any, dict[str, Any]] | None:
+def _ask(asked: Any, study: Study) -> tuple[Any, dict[str, Any]] | None:
     """Returns Optuna's trial and its settings, None where a grid has no further one."""
     import optuna
 
@@ -159,9 +161,7 @@ def _tell(asked: Any, drawn: Any, ended: Trial) -> None:
             asked.tell(drawn, state=optuna.trial.TrialState.FAIL)
 
 
-def _ended(
-    trial: Trial, code: int, study: space.Study, search: Search, folder: str
-) -> Trial:
+def _ended(trial: Trial, code: int, study: Study, search: Search, folder: str) -> Trial:
     """Returns the trial as it ended, with the measurement that counts."""
     path = replicas.metric_file(os.path.join(folder, trial.id))
     found = measurements(path, study.metric)

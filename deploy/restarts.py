@@ -8,7 +8,6 @@ Source: cloud.google.com/vertex-ai/docs/training/understanding-training-service,
 failures and restarts.
 """
 
-import concurrent.futures
 import contextlib
 import json
 import os
@@ -17,7 +16,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from deploy.replicas import Replica
 
@@ -26,7 +25,6 @@ REFUSED, FAILED, TIMED_OUT, STOPPED = 2, 1, 124, 143
 # Between SIGTERM and SIGKILL, as a Spot machine has before it is taken away.
 GRACE_SECONDS = 30.0
 READ_SECONDS = 5.0
-STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Number of a replica, its process, the exit code.
 Ended = tuple[int, "subprocess.Popen[bytes]", int]
 
@@ -222,54 +220,6 @@ class Job:
         for waiter in self._waiters:
             waiter.join(2 * READ_SECONDS)
         self._waiters.clear()
-
-
-class Jobs:
-    """Jobs that run side by side, until all are told to stop."""
-
-    def __init__(self, pool: concurrent.futures.Executor) -> None:
-        self._pool = pool
-        self._begun: list[Job] = []
-        self.stopped: int | None = None
-
-    def start(self, job: Job) -> "concurrent.futures.Future[int]":
-        """Returns what will be the exit code of a job, which runs from now on."""
-        self._begun.append(job)
-        if self.stopped is not None:
-            job.stop()
-        return self._pool.submit(job.run)
-
-    def stop(self, code: int) -> None:
-        """Ends all jobs; `code` is the exit code that says why."""
-        self.stopped = code
-        for job in self._begun:
-            job.stop()
-
-    def exit_code(self, job: "concurrent.futures.Future[int]") -> int:
-        """Returns the exit code of a job, or that of what stopped all."""
-        code = job.result()
-        return code if self.stopped is None else self.stopped
-
-
-@contextlib.contextmanager
-def side_by_side(count: int) -> Iterator[Jobs]:
-    """Gives `Jobs`, of which so many run at a time; SIGTERM, SIGHUP, Ctrl-C end them."""
-    with concurrent.futures.ThreadPoolExecutor(count) as pool:
-        jobs = Jobs(pool)
-
-        def stop(number: int, _: object) -> None:
-            jobs.stop(128 + number)
-
-        heard = [one for one in STOPS if signal.getsignal(one) is not signal.SIG_IGN]
-        before = {one: signal.signal(one, stop) for one in heard}
-        try:
-            yield jobs
-        except BaseException:
-            jobs.stop(FAILED)
-            raise
-        finally:
-            for one, handler in before.items():
-                signal.signal(one, handler)
 
 
 def message(line: str) -> str:

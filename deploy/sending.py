@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable
 
-from deploy import command, service, spec, storage
+from deploy import command, errors, service, spec, storage
 from deploy.order import Order, Sending
 from deploy.service import Job, Service
 
@@ -49,7 +49,7 @@ def send(
             storage.check_new(order)
         try:
             job = services[region].create(kind, request)
-        except service.NoQuota as error:
+        except errors.NoQuota as error:
             if not more:
                 raise
             command.note(f"{region}: {error}")
@@ -77,7 +77,7 @@ def wait(there: Service, job: Job, poll_seconds: float) -> Job:
         again = f"the job goes on; wait again: python -m deploy.jobs wait {job['name']}"
         try:
             time.sleep(poll_seconds)
-            job = there.get(job["name"], service.PATIENCE_SECONDS)
+            job = there.get(job["name"], errors.PATIENCE_SECONDS)
         except KeyboardInterrupt:
             raise command.Interrupted(f"stopped waiting, {again}") from None
         except command.Failure as error:

@@ -3,14 +3,11 @@
 Google's SDK is imported here alone, when it is first needed.
 """
 
-import contextlib
 import re
 import urllib.parse
-from collections.abc import Iterator
 from typing import Any
 
-from deploy import command
-from deploy.command import Failure
+from deploy import errors
 
 CUSTOM, TUNING = "customJobs", "hyperparameterTuningJobs"
 KINDS = {CUSTOM: "job", TUNING: "tuning job"}
@@ -19,18 +16,8 @@ ENDED = {
     *("JOB_STATE_EXPIRED", "JOB_STATE_PARTIALLY_SUCCEEDED"),
 }
 CALL_SECONDS = 120.0
-# How long looks at a job go on while the service does not answer.
-PATIENCE_SECONDS = 900.0
 CONSOLE = "https://console.cloud.google.com"
 Job = dict[str, Any]
-
-
-class NoQuota(Failure):
-    """The project may not have so much of it in this region."""
-
-
-class NotThere(Failure):
-    """There is no such job."""
 
 
 class Service:
@@ -64,7 +51,7 @@ class Service:
         anonymous = None
         if address.startswith("http://"):
             anonymous = credentials.AnonymousCredentials()  # type: ignore[no-untyped-call]
-        with in_one_line("connecting"):
+        with errors.in_one_line("connecting"):
             self._client: Any = aiplatform_v1.JobServiceClient(
                 transport="rest",  # What is shown by --dry_run is what is sent.
                 credentials=anonymous,
@@ -79,7 +66,9 @@ class Service:
             Failure: If it is refused, or nobody knows whether it was made.
         """
         job = self._message(kind, request)
-        with in_one_line("ordering", f"python -m deploy.jobs list {_where(self)}"):
+        with errors.in_one_line(
+            "ordering", f"python -m deploy.jobs list {_where(self)}"
+        ):
             if kind == CUSTOM:
                 made = self._client.create_custom_job(
                     parent=self.parent, custom_job=job, timeout=CALL_SECONDS, retry=None
@@ -110,7 +99,7 @@ class Service:
             else self._client.get_hyperparameter_tuning_job
         )
         retry = _retry(patience_seconds) if patience_seconds else None
-        with in_one_line("looking at the job"):
+        with errors.in_one_line("looking at the job"):
             return _plain(get(name=name, timeout=CALL_SECONDS, retry=retry))
 
     def newest(
@@ -126,7 +115,7 @@ class Service:
         request: Job = {"parent": self.parent, "page_size": min(limit, 100)}
         if display_name is not None:
             request["filter"] = f'display_name="{display_name}"'
-        with in_one_line("listing jobs"):
+        with errors.in_one_line("listing jobs"):
             if kind == CUSTOM:
                 pages = self._client.list_custom_jobs(request, timeout=CALL_SECONDS)
             else:
@@ -137,7 +126,7 @@ class Service:
 
     def cancel(self, name: str) -> None:
         """Asks the service to end a job; it takes a while to do so."""
-        with in_one_line("cancelling"):
+        with errors.in_one_line("cancelling"):
             if kind_of(name) == CUSTOM:
                 self._client.cancel_custom_job(name=name, timeout=CALL_SECONDS)
             else:
@@ -155,7 +144,7 @@ class Service:
             json_format.ParseDict(request, message._pb)
         except json_format.ParseError as error:
             named = re.search(r"value (\S+) for enum type \S+?(\w+) at", str(error))
-            what = f"{named[1]} is no {named[2]}" if named else _words(error)
+            what = f"{named[1]} is no {named[2]}" if named else errors.words(error)
             raise ValueError(
                 f"{what} that this SDK knows; correct it, or take a newer "
                 "google-cloud-aiplatform"
@@ -238,84 +227,3 @@ def _retry(seconds: float) -> Any:
     return retry.Retry(
         retry.if_exception_type(*passing), initial=1.0, maximum=60.0, timeout=seconds
     )
-
-
-@contextlib.contextmanager
-def in_one_line(doing: str, look: str | None = None) -> Iterator[None]:
-    """Turns what Google's libraries raise into `Failure`.
-
-    Args:
-        doing: What was being done.
-        look: The command that tells whether it was done, where that is not known.
-    """
-    from google.api_core import exceptions
-    from google.auth import exceptions as auth
-    from requests import exceptions as lost
-
-    unknown = f"; whether it was done is not known, look first: {look}" if look else ""
-    try:
-        yield
-    except auth.DefaultCredentialsError:
-        raise Failure(
-            "no credentials found; get them: gcloud auth application-default login"
-        ) from None
-    except auth.TransportError as error:
-        raise Failure(
-            f"{doing} failed, Google's accounts cannot be reached: {_words(error)}"
-        ) from None
-    except auth.GoogleAuthError as error:
-        raise Failure(
-            f"the credentials are not accepted ({_words(error)}); renew them: gcloud "
-            "auth application-default login"
-        ) from None
-    except exceptions.RetryError as error:
-        raise Failure(
-            f"{doing} failed, the service did not answer for "
-            f"{PATIENCE_SECONDS:g} s: {_words(error.cause or error)}"
-        ) from None
-    except exceptions.TooManyRequests as error:
-        raise NoQuota(
-            f"{doing} failed, a quota is used up: {_words(error)}; ask for more, wait, "
-            "or give --regions=A,B to try others"
-        ) from None
-    except exceptions.Forbidden as error:
-        raise Failure(
-            f"{doing} failed, it is not allowed: {_words(error)}; it takes "
-            "roles/aiplatform.user in the project, and roles/iam.serviceAccountUser on a "
-            "service_account"
-        ) from None
-    except exceptions.NotFound as error:
-        raise NotThere(f"{doing} failed, it is not there: {_words(error)}") from None
-    except exceptions.ServerError as error:
-        raise Failure(
-            f"{doing} failed, the service had an error of its own, {error.code}: "
-            f"{_words(error)}{unknown}"
-        ) from None
-    except exceptions.GoogleAPICallError as error:
-        raise Failure(f"{doing} failed, it is refused: {_words(error)}") from None
-    except KeyboardInterrupt:
-        raise command.Interrupted(f"interrupted while {doing}{unknown}") from None
-    except (lost.InvalidURL, lost.InvalidSchema) as error:
-        raise Failure(f"{doing} failed, no such address: {_words(error)}") from None
-    except (lost.RequestException, ConnectionError) as error:
-        if "NewConnectionError" in str(error) or "NameResolution" in str(error):
-            where = (
-                getattr(error.request, "url", "") if hasattr(error, "request") else ""
-            )
-            raise Failure(
-                f"{doing} failed, {urllib.parse.urlsplit(where).netloc} cannot be "
-                "reached; look at the network, the region and api_endpoint"
-            ) from None
-        raise Failure(
-            f"{doing} failed, the connection was lost: {_words(error)}{unknown}"
-        ) from None
-
-
-def _words(error: BaseException) -> str:
-    """Returns what an error says, in one line."""
-    text = str(getattr(error, "message", None) or error)
-    response = getattr(error, "response", None)
-    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-        # Without the address.
-        text = response.json()["error"]["message"]  # type: ignore[union-attr]
-    return " ".join(text.split()) or type(error).__name__

@@ -8,6 +8,7 @@ from typing import Any
 
 from deploy import rules, space
 from deploy.order import Order, Search, most_failures, pairs, parallel
+from deploy.study import checked_study
 
 Request = dict[str, Any]
 
@@ -58,7 +59,7 @@ def tuning_job(
         rules.check_for_cloud(order, args, region)
 
     check(list(trainer_args))  # What is wrong with all is not told of one trial.
-    study = space.study(search, trainer_args, check)
+    study = checked_study(search, trainer_args, check)
     spec: Request = {
         "metrics": [{"metricId": study.metric, "goal": study.goal.upper()}],
         "parameters": [_parameter(one) for one in study.parameters],

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from deploy import command, service, spec
+from deploy import command, errors, spec
 from deploy.order import Order
 
 
@@ -26,7 +26,7 @@ def upload_package(order: Order) -> None:
     uri = spec.package_uri(order)
     if order.package is None or uri == order.package:
         return
-    with service.in_one_line(f"uploading {order.package} to {uri}"):
+    with errors.in_one_line(f"uploading {order.package} to {uri}"):
         client, bucket, name = _open(order, uri)
         client.bucket(bucket).blob(name).upload_from_filename(order.package)
     command.note(f"{order.package} -> {uri}")
@@ -40,7 +40,7 @@ def check_new(order: Order) -> None:
     """
     folder = spec.folder(order)
     try:
-        with service.in_one_line("looking"):
+        with errors.in_one_line("looking"):
             client, bucket, name = _open(order, folder)
             found = list(client.list_blobs(bucket, prefix=f"{name}/", max_results=1))
     except command.Failure as error:

@@ -12,9 +12,10 @@ import time
 import numpy as np
 import pytest
 
-from deploy import local, local_search, replicas, trials
+from deploy import local, local_search, replicas, side_by_side, trials
 from deploy.order import Order, Search, parallel
-from deploy.space import Parameter, Study
+from deploy.space import Parameter
+from deploy.study import Study
 
 ROOT = pathlib.Path(local.__file__).parents[1]
 SMALL = ["--image_size=32", "--num_pictures=1", "--test_split=none"]
@@ -170,8 +171,6 @@ class Trained:
 
 def searched(tmp_path, capsys, parameters, earn, **settings) -> tuple:
     """Returns the exit code, the settings of all trials and the lines of a search."""
-    from deploy import restarts
-
     study = Study("val_loss", "minimize", parameters, [])
     search, ran = Search(**settings), []
 
@@ -179,7 +178,7 @@ def searched(tmp_path, capsys, parameters, earn, **settings) -> tuple:
         ran.append(Trained(tmp_path, args, trial, earn))
         return ran[-1]
 
-    with restarts.side_by_side(parallel(search)) as jobs:
+    with side_by_side.running(parallel(search)) as jobs:
         code = local_search.run(study, search, str(tmp_path), jobs, job)
     return code, [one.settings for one in ran], capsys.readouterr().out.splitlines()
 

@@ -163,11 +163,11 @@ def test_a_log_line_is_told_in_its_words(line, words):
 def test_jobs_run_side_by_side_and_end_at_a_signal(tmp_path):
     code = (
         "import os, signal, sys, threading\n"
-        "from deploy import restarts\n"
+        "from deploy import restarts, side_by_side\n"
         "from deploy.replicas import Replica\n"
         "def job():\n"
         "    return restarts.Job([Replica('a', ['sleep', '600'], {})], print)\n"
-        "with restarts.side_by_side(2) as jobs:\n"
+        "with side_by_side.running(2) as jobs:\n"
         "    both = [jobs.start(job()) for _ in range(2)]\n"
         "    threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGTERM]).start()\n"
         "    sys.exit(max(map(jobs.exit_code, both)))\n"

@@ -2,9 +2,9 @@
 
 import pytest
 
-from deploy import space
 from deploy.order import Search
 from deploy.space import Parameter
+from deploy.study import checked_study
 
 YAML = """
 learning_rate: {min: 1e-4, max: 1.0e-2, scale: log}
@@ -29,9 +29,9 @@ PARAMETERS = [
 def test_flag_and_file_give_the_same_space(tmp_path):
     path = tmp_path / "space.yaml"
     path.write_text(YAML)
-    of_file = space.study(Search(search_space=str(path)), [])
+    of_file = checked_study(Search(search_space=str(path)), [])
     texts = tuple(FLAG.removeprefix("--search=").split(","))
-    of_flag = space.study(Search(search=texts), [])
+    of_flag = checked_study(Search(search=texts), [])
     assert of_file == of_flag
     assert of_flag.parameters == PARAMETERS
     assert isinstance(of_flag.parameters[2].ends[0], int)
@@ -56,7 +56,7 @@ def test_a_file_of_another_form_is_refused(tmp_path, text, line):
     path = tmp_path / "space.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=line):
-        space.study(Search(search_space=str(path)), [])
+        checked_study(Search(search_space=str(path)), [])
 
 
 def test_a_point_that_only_the_corners_hold_is_refused():
@@ -64,19 +64,19 @@ def test_a_point_that_only_the_corners_hold_is_refused():
     with pytest.raises(
         ValueError, match=r"--optimizer=adam --weight_decay=0\.1: weight"
     ):
-        space.study(Search(search=texts), [])
+        checked_study(Search(search=texts), [])
 
 
 def test_values_of_a_large_space_are_each_checked():
     values = "/".join(map(str, range(1, 30)))
     texts = [f"seed={values}", f"log_every_steps={values}", "image_size=64/96/100"]
     with pytest.raises(ValueError, match="image_size must be a multiple of 32"):
-        space.study(Search(search=tuple(texts)), [])
+        checked_study(Search(search=tuple(texts)), [])
 
 
 def test_the_goal_follows_from_the_metric():
     def goal(**settings) -> tuple[str, str, list[str]]:
-        found = space.study(Search(search=("seed=1/2",), **settings), ["--epochs=3"])
+        found = checked_study(Search(search=("seed=1/2",), **settings), ["--epochs=3"])
         return found.metric, found.goal, found.trainer_args
 
     assert goal() == ("val_loss", "minimize", ["--epochs=3"])

@@ -70,20 +70,28 @@ DEPLOY_MAY_IMPORT: dict[str, set[str]] = {
     "order": set(),
     "command": {"order"},
     "rules": {"order"},
-    "space": {"order"},
-    "spec": {"order", "rules", "space"},
+    "space": set(),
+    "study": {"order", "space"},
+    "spec": {"order", "rules", "space", "study"},
     "trials": {"space"},
-    "service": {"command"},
-    "storage": {"command", "order", "service", "spec"},
-    "sending": SENDS - {"sending"} | {"storage"},
+    "errors": {"command"},
+    "service": {"errors"},
+    "storage": {"command", "errors", "order", "spec"},
+    "sending": SENDS - {"sending"} | {"errors", "storage"},
     "submit": SENDS,
     "tune": SENDS | {"trials"},
-    "jobs": {"command", "sending", "service", "trials"},
+    "jobs": {"command", "errors", "sending", "service", "trials"},
     "replicas": {"order", "spec"},
     "restarts": {"replicas"},
-    "local_search": {"command", "order", "replicas", "restarts", "space", "trials"},
-    "local": {"command", "local_search", "order", "replicas", "restarts", "rules"}
-    | {"space"},
+    "side_by_side": {"restarts"},
+    "local_search": {
+        *("command", "order", "replicas", "restarts", "side_by_side", "space"),
+        *("study", "trials"),
+    },
+    "local": {
+        *("command", "local_search", "order", "replicas", "restarts", "rules"),
+        *("side_by_side", "study"),
+    },
 }
 
 # Needed at run time, but by a library of ours, which does not declare it.
