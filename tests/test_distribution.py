@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from trainer import distribution
+from trainer.cluster import Cluster, read_cluster
 
 
 class Devices:
@@ -144,7 +145,7 @@ VERTEX = {"chief": ["a:1"], "worker": ["b:1", "c:1"], "ps": ["d:1"], "evaluator"
 def test_tf_config_tells_how_many_workers_there_are_and_which_this_is(
     environ, expected
 ):
-    found = distribution.read_cluster(environ)
+    found = read_cluster(environ)
     assert (found and (found.size, found.index)) == expected
     # The chief is the first whose address there is.
     assert found is None or list(found.jobs) in (["chief", "worker"], ["worker"])
@@ -164,7 +165,7 @@ def test_tf_config_tells_how_many_workers_there_are_and_which_this_is(
 )
 def test_a_tf_config_without_this_process_is_refused(environ, says):
     with pytest.raises(ValueError, match="TF_CONFIG must") as refusal:
-        distribution.read_cluster(environ)
+        read_cluster(environ)
     assert says in str(refusal.value) and "\n" not in str(refusal.value)
 
 
@@ -181,7 +182,7 @@ def test_a_tf_config_without_this_process_is_refused(environ, says):
 def test_what_is_not_there_is_refused_in_one_line(monkeypatch, arguments, says):
     Devices(monkeypatch, num_gpus=0)
     if "cluster" in arguments:
-        cluster = distribution.Cluster(arguments["cluster"], "worker", 0)
+        cluster = Cluster(arguments["cluster"], "worker", 0)
         arguments = {**arguments, "cluster": cluster}
     with pytest.raises(ValueError) as refusal:
         distribution.make_strategy(**arguments)

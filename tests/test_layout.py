@@ -27,6 +27,7 @@ LEAVES = {
     *(
         "augment",
         "clock",
+        "cluster",
         "flags",
         "dataset",
         "examples",
@@ -39,18 +40,22 @@ LEAVES = {
 COMMANDS = {"evaluate", "export", "predict", "prepare"}
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
-    "task": {"config", "distribution", "flags", "interruption", "job", "train"},
+    "task": {
+        *("cluster", "config", "distribution", "flags", "interruption", "job"),
+        *("telling", "train"),
+    },
+    "telling": {"job", "metrics", "order"},
     "config": {"flags"},
     "lease_gcs": {"bucket", "lease"},
     "train": MODULES - {"task", "train"},
     "judge": {"data", "dataset", "evaluate", "feed", "job", "pictures", "report"},
     "feed": {"config", "data", "dataset", "job"},
-    "job": MODULES - {"task", "train", "judge", "feed", "job"},
+    "job": MODULES - {"task", "train", "telling", "judge", "feed", "job"},
     **{name: MODULES - {"task", "train", name} for name in COMMANDS},
     "checkpoint": {"distribution", "files"},
     "data": {"augment", "dataset", "examples", "order"},
     "model": {"sums"},
-    "distribution": {"sums"},
+    "distribution": {"cluster", "sums"},
     "report": {"events", "files", "pictures"},
     "events": {"files"},
     "step": {"losses", "sums"},

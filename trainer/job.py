@@ -27,6 +27,7 @@ from trainer import (
     report,
     step,
 )
+from trainer.cluster import Cluster
 
 
 @dataclasses.dataclass
@@ -94,7 +95,7 @@ def prepare(
     cloud_job_id: str | None = None,
     in_trial: bool = False,
     fence: Callable[[], None] = lambda: None,
-    cluster: distribution.Cluster | None = None,
+    cluster: Cluster | None = None,
 ) -> Job:
     """Returns the run, new or restored. Writes nothing but job_dir/config.json, last.
 

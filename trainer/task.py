@@ -77,9 +77,10 @@ def _run(args: Sequence[str], process_start: float, held: contextlib.ExitStack) 
         directories = config.directories(settings, os.environ)
         job_id = os.environ.get("CLOUD_ML_JOB_ID")
         with _quiet_start():
-            from trainer import distribution, job, train
+            from trainer import distribution, job, telling, train
+            from trainer.cluster import read_cluster
 
-            cluster = distribution.read_cluster(os.environ)
+            cluster = read_cluster(os.environ)
             writes = cluster is None or cluster.index == 0
             job.check_places(settings, directories, writes)
             lease = job.hold_lease(
@@ -107,20 +108,22 @@ def _run(args: Sequence[str], process_start: float, held: contextlib.ExitStack) 
         # The others' end refuses nothing: the same command may start again.
         lost = type(error).__name__ == "WorkerLost"
         return _stopped(FAILED if lost else REFUSED, _one_line(error))
-    notice.started(lambda: train.what_is_kept(run))
+    notice.started(lambda: telling.what_is_kept(run))
     try:
         with distribution.losses_told(size):
             result = train.train_and_evaluate(run, process_start, notice)
     except interruption.Interrupted as error:
         reason = f"interrupted after step {run.state['step']} ({error})"
-        return _stopped(error.code, f"{reason}; {train.what_is_kept(run)}")
+        return _stopped(error.code, f"{reason}; {telling.what_is_kept(run)}")
     except Exception as error:
         if not _expected(error):
             raise
         again = not isinstance(error, FloatingPointError)  # It would only fail again.
-        return _stopped(FAILED, f"{_one_line(error)}; {train.what_is_kept(run, again)}")
+        return _stopped(
+            FAILED, f"{_one_line(error)}; {telling.what_is_kept(run, again)}"
+        )
     if writes:
-        answer = train.answer(run, result)
+        answer = telling.answer(run, result)
         print(_structured("INFO", answer) if _is_on_vertex() else answer)
     return 0
 

@@ -32,17 +32,15 @@ from trainer import (
     data,
     feed,
     interruption,
-    metrics,
-    order,
     report,
     step,
+    telling,
 )
 from trainer.clock import Clock
 from trainer.job import Job
 from trainer.judge import Judge
 from trainer.saver import Saver
 
-MOST_TIMES_READ = 1.05  # Beyond it, a person is told.
 CALL_SECONDS = 1.0  # Longest call of TensorFlow: a notice to stop waits for its return.
 
 
@@ -82,7 +80,7 @@ def train_and_evaluate(
         if job.in_trial and job.workers.is_chief:
             report.Tuner(job.settings.hp_metric).tell_all(job.state["evaluations"])
         return done_before
-    _say_what_starts(job)
+    telling.say_what_starts(job)
     with contextlib.ExitStack() as ending:
         reporter, saver = None, ending.enter_context(Saver(job.fence))
         if job.workers.is_chief:
@@ -406,52 +404,6 @@ def point(job: Job) -> Callable[[], None]:
 # Parts of the loop
 
 
-def _say_what_starts(job: Job) -> None:
-    opened, workers = job.dataset, job.workers
-    if not workers.is_chief:
-        logging.info(
-            "Worker %d of %d; the chief says how it goes", workers.index, workers.count
-        )
-        logging.set_verbosity(logging.WARNING)
-    if job.latest:
-        logging.info(
-            "Going on from %s, the newest whole checkpoint in %s",
-            *(job.latest, job.directories.checkpoints),
-        )
-    logging.info(
-        "%s %s: %d examples to train on, %d to validate, %s to test; classes %s",
-        *(opened.name, opened.version, len(opened.train.ids), len(opened.val.ids)),
-        *(
-            len(opened.test.ids) if opened.test else "none",
-            ", ".join(opened.class_names),
-        ),
-    )
-    replicas = job.strategy.num_replicas_in_sync
-    shared = f" ({job.batch_size} on each of {replicas} replicas)"
-    logging.info(
-        "%d steps of %d examples%s, %.1f steps an epoch, learning rate %g; writing to %s",
-        *(job.total_steps, job.global_batch_size, shared if replicas > 1 else ""),
-        *(job.steps_per_epoch, job.state["learning_rate"], job.directories.job),
-    )
-    if workers.count > 1:
-        logging.info("%d workers, of which this is the chief", workers.count)
-        times = order.times_read(
-            opened.train.shard_lengths,
-            seed=job.settings.seed,
-            window=job.settings.shuffle_window,
-            size=job.global_batch_size,
-            workers=workers.count,
-        )
-        if times > MOST_TIMES_READ:
-            logging.info(
-                "The %d train files do not fit %d workers: together they read them %.1f "
-                "times in %s; write them in a multiple of %d alike shards",
-                *(len(opened.train.files), workers.count, times),
-                "the first epoch" if job.examples["train"].cached else "an epoch",
-                workers.count,
-            )
-
-
 def _steps_in_call(job: Job, eval_every: int, seconds_per_step: float | None) -> int:
     """Returns how many steps to take in one call: to the next event, a second's."""
     if seconds_per_step is None:
@@ -494,33 +446,3 @@ def _peak_memory_bytes() -> int:
     """Returns the largest resident memory of the process so far."""
     kilobytes = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobytes
-
-
-# ---------------------------------------------------------------------------
-# For the person at the terminal
-
-
-def answer(job: Job, result: dict[str, Any]) -> str:
-    """Returns what a run ends with: its table of classes and where its files are."""
-    tested = result["test"] or {
-        name.removeprefix("val_"): value for name, value in result["best"].items()
-    }
-    split = "test" if result["test"] else "validation"
-    at = f"step {result['best']['step']} of {result['step']}"
-    lines = [
-        f"Best by {job.settings.best_metric}: {at}, on {split}:",
-        metrics.table(tested, job.state["class_names"]),
-        *(f"{name}: {path}" for name, path in result["pictures"].items()),
-        f"curves, events: tensorboard --logdir {job.directories.logs}",
-    ]
-    return "\n".join(lines)
-
-
-def what_is_kept(job: Job, again: bool = True) -> str:
-    """Returns what a stopped run leaves, and whether the same command helps."""
-    if not job.workers.is_chief:
-        return "what the chief has saved is kept, the same command goes on from it"
-    if job.latest is None:
-        return "no checkpoint was written yet"
-    kept = f"{job.latest} is kept"
-    return kept + (", the same command goes on from it" if again else "")
