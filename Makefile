@@ -12,7 +12,8 @@ VARIANT ?= cpu
 # docker where its engine runs, else buildah, which needs none.
 BUILDER ?= $(shell docker info >/dev/null 2>&1 && echo docker || echo buildah)
 # Twice quiet: one line of ours says what happens, errors still show.
-PIP = -m pip --disable-pip-version-check --no-input install -qq
+# Not compiled: Python does that itself, of the few files that are ever imported.
+PIP = -m pip --disable-pip-version-check --no-input install -qq --no-compile
 LOCK = $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe \
 	--no-header --no-emit-options --no-emit-index-url --no-emit-find-links \
 	--no-emit-trusted-host $(LOCK_FLAGS)

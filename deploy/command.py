@@ -52,6 +52,9 @@ def run(
         return stopped(REFUSED, str(error))
     except KeyboardInterrupt as error:
         return stopped(INTERRUPTED, str(error) or "interrupted")
+    except BrokenPipeError:  # Nobody reads the answer to its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except (Failure, OSError) as error:
         return stopped(FAILED, str(error))
 

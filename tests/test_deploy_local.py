@@ -260,7 +260,7 @@ def weights(job_dir: pathlib.Path) -> dict[str, np.ndarray]:
 def test_an_order_of_two_workers_that_is_preempted_twice_ends_bit_equal(tmp_path):
     order = ["--num_workers=2", "--restart_job_on_worker_restart"]
     trainer = [
-        *("--global_batch_size=16", "--total_steps=60", "--eval_every_steps=60"),
+        *("--global_batch_size=16", "--total_steps=48", "--eval_every_steps=48"),
         *("--deterministic", "--log_every_steps=50", *SMALL),
     ]
     begun = time.monotonic()
