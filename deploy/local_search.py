@@ -76,7 +76,8 @@ def run(
         for future in done:
             drawn, trial, slot = running.pop(future)
             free.append(slot)
-            ended = _ended(trial, future.result(), study, search, folder)
+            told_to = jobs.stopped is not None
+            ended = _ended(trial, future.result(), told_to, study, search, folder)
             failures += ended.state == "failed"
             found.append(ended)
             _tell(asked, drawn, ended)
@@ -161,17 +162,20 @@ def _tell(asked: Any, drawn: Any, ended: Trial) -> None:
             asked.tell(drawn, state=optuna.trial.TrialState.FAIL)
 
 
-def _ended(trial: Trial, code: int, study: Study, search: Search, folder: str) -> Trial:
+def _ended(
+    trial: Trial, code: int, told_to: bool, study: Study, search: Search, folder: str
+) -> Trial:
     """Returns the trial as it ended, with the measurement that counts."""
     path = replicas.metric_file(os.path.join(folder, trial.id))
     found = measurements(path, study.metric)
-    if code == restarts.STOPPED or not found:
-        state = "stopped" if code == restarts.STOPPED else "failed"
+    state = "succeeded" if code == 0 and found else "failed"
+    if code != 0 and told_to:
+        state = "stopped"
+    if not found:
         return Trial(trial.id, state, trial.settings)
     choose = max if study.goal == "maximize" else min
     if search.measurement == "best":
         step, value = choose(found, key=lambda one: one[1])
     else:
         step, value = found[-1]
-    state = "succeeded" if code == 0 else "failed"
     return Trial(trial.id, state, trial.settings, value, step)

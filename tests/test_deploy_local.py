@@ -260,14 +260,14 @@ def weights(job_dir: pathlib.Path) -> dict[str, np.ndarray]:
 def test_an_order_of_two_workers_that_is_preempted_twice_ends_bit_equal(tmp_path):
     order = ["--num_workers=2", "--restart_job_on_worker_restart"]
     trainer = [
-        *("--global_batch_size=16", "--total_steps=48", "--eval_every_steps=48"),
+        *("--global_batch_size=16", "--total_steps=60", "--eval_every_steps=60"),
         *("--deterministic", "--log_every_steps=50", *SMALL),
     ]
     begun = time.monotonic()
     calm = here(tmp_path, *order, "--job_name=calm", "--", *trainer)
     assert calm.returncode == 0, calm.stdout
     # To start takes a third of it: in the midst of the steps, both times.
-    every = f"--preempt_every_seconds={(time.monotonic() - begun) / 2:.1f}"
+    every = f"--preempt_every_seconds={0.55 * (time.monotonic() - begun):.1f}"
     preempted = ["--job_name=taken", every, "--preemptions=2"]
     taken = here(tmp_path, *order, *preempted, "--", *trainer)
     assert taken.returncode == 0, taken.stdout
