@@ -30,7 +30,7 @@ train: install  ## Train on the bundled sample; more flags: make train TRAIN_FLA
 	@$(BIN)/python -m trainer.task $(SAMPLE_FLAGS) $(TRAIN_FLAGS)
 
 test: install  ## Run every test, slow ones too; one of them: make test TESTS="-k name"
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m pytest $(or $(TESTS),--numprocesses=2 --dist=loadfile)
 
 check: install  ## Check format, lint, types and the Dockerfile
 	@$(BIN)/ruff format --check

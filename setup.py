@@ -63,6 +63,7 @@ EXTRAS = {
         "mypy>=2.0",  # make check
         "pip-tools>=7.5",  # make lock
         "pytest>=9.0",  # make test
+        "pytest-xdist>=3.8",  # make test: two at a time, for most wait most of the time
         "ruff>=0.17,<0.18",  # make check; a minor release may format differently
     ],
 }
