@@ -12,10 +12,11 @@ import argparse
 import collections
 import hashlib
 import pathlib
-from typing import Any
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
+
+from trainer import shards
 
 DATASET = "oxford_iiit_pet"
 SHARDS = {"train": 5, "test": 2}  # times 37 breeds: 185 and 74 examples
@@ -52,56 +53,8 @@ def shards_by_class(serialized: list[bytes], num_shards: int) -> list[list[bytes
                 f"{len(rows)} of label {label}; ask for fewer shards"
             )
     columns = [sorted(rows) for rows in by_label.values()]
-    shards = [sorted(rows) for rows in list(zip(*columns, strict=False))[:num_shards]]
-    return [[record for _, record in shard] for shard in shards]
-
-
-def write_dataset(
-    directory: pathlib.Path,
-    dataset: str,
-    splits: dict[str, list[list[bytes]]],
-    features: tfds.features.FeaturesDict,
-    **info: Any,
-) -> None:
-    """Writes serialized examples as a data set that `tfds.builder` opens from its files.
-
-    Args:
-        directory: Folder of the version, `<data_dir>/<dataset>/<version>`; it is made.
-        dataset: Name of the data set.
-        splits: For each split its shards, for each shard its serialized examples.
-        features: What the examples hold.
-        **info: What `tfds.core.DatasetInfo` takes: description, citation, license, ...
-    """
-    directory.mkdir(parents=True)
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=directory, dataset_name=dataset, filetype_suffix="tfrecord"
-    )
-    split_infos = []
-    for split, shards in splits.items():
-        split_template = template.replace(split=split)
-        for index, shard in enumerate(shards):
-            path = split_template.sharded_filepath(
-                shard_index=index, num_shards=len(shards)
-            )
-            with tf.io.TFRecordWriter(str(path)) as writer:
-                for record in shard:
-                    writer.write(record)
-        split_infos.append(
-            tfds.core.SplitInfo(
-                name=split,
-                shard_lengths=[len(shard) for shard in shards],
-                num_bytes=sum(len(record) for shard in shards for record in shard),
-                filename_template=split_template,
-            )
-        )
-    tfds.folder_dataset.write_metadata(
-        data_dir=directory,
-        features=features,
-        split_infos=split_infos,
-        filename_template=template,
-        check_data=False,  # it prints; those who call open the result themselves
-        **info,
-    )
+    rows_of = [sorted(rows) for rows in list(zip(*columns, strict=False))[:num_shards]]
+    return [[record for _, record in rows] for rows in rows_of]
 
 
 def make_sample(data_dir: str, output_dir: str) -> pathlib.Path:
@@ -113,7 +66,7 @@ def make_sample(data_dir: str, output_dir: str) -> pathlib.Path:
         files = source.info.splits[split].filepaths
         records = tf.data.TFRecordDataset([str(path) for path in files])
         splits[split] = shards_by_class(list(records.as_numpy_iterator()), num_shards)
-    write_dataset(
+    shards.write_dataset(
         directory,
         DATASET,
         splits,

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from benchmarks import make_sample
+from trainer import shards
 
 DATASET = "oxford_iiit_pet"
 JPEG_QUALITY = 90
@@ -96,7 +96,7 @@ def scale_dataset(
     for name, split in source.info.splits.items():
         files = [str(path) for path in split.filepaths]
         splits[name] = deal(list(scaled_records(files, shorter_side)), NUM_SHARDS)
-    make_sample.write_dataset(
+    shards.write_dataset(
         directory,
         DATASET,
         splits,

@@ -17,10 +17,11 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 
-from benchmarks import make_sample, scale_dataset
+from benchmarks import scale_dataset
 from tests.gcs import programs, server
 from tests.vertex import server as vertex_server
 from trainer import model, task
+from trainer.shards import write_dataset
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
@@ -155,7 +156,7 @@ def write_tfds(
         ]
         if records:
             shards_of[split] = scale_dataset.deal(records, min(shards, count))
-    make_sample.write_dataset(data_dir / name / "4.0.0", name, shards_of, features)
+    write_dataset(data_dir / name / "4.0.0", name, shards_of, features)
     return str(data_dir)
 
 

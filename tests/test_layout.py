@@ -13,6 +13,7 @@ import pytest
 import trainer
 from deploy import jobs, local, order
 from trainer.config import Config
+from trainer.preparation import Preparation
 
 FOLDER = pathlib.Path(trainer.__file__).parent
 TREES = {
@@ -35,6 +36,7 @@ LEAVES = {
         "losses",
         "pictures",
     ),
+    *("defects", "masks"),
     *("bucket", "interruption", "lease", "metrics", "order", "saver", "sums"),
 }
 COMMANDS = {"evaluate", "export", "predict", "prepare"}
@@ -58,6 +60,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distribution": {"cluster", "sums"},
     "report": {"events", "files", "pictures"},
     "events": {"files"},
+    "shards": {"files"},
+    "folders": {"defects"},
+    "preparation": {"config", "flags"},
+    "examine": {"checks", "config", "defects", "folders", "masks", "preparation"},
+    "pack": {
+        *("checks", "dataset", "examine", "folders", "masks", "preparation", "shards"),
+    },
+    "checks": {"defects", "folders", "masks"},
     "step": {"losses", "sums"},
     "evaluate": {"losses", "metrics"},
     **{name: set() for name in LEAVES},
@@ -185,7 +195,7 @@ def test_importing_a_module_does_nothing_but_define(name, tree):
         )
 
 
-@pytest.mark.parametrize("module", ["flags", "config", "task"])
+@pytest.mark.parametrize("module", ["flags", "config", "task", "prepare"])
 def test_settings_are_checked_before_tensorflow_is_imported(module):
     code = (
         f"import sys, trainer.{module}; "
@@ -205,7 +215,8 @@ def test_every_setting_is_used():
         if isinstance(node, ast.Attribute)
         and ast.unparse(node.value).split(".")[-1] == "settings"
     }
-    settings = {field.name for field in dataclasses.fields(Config)}
+    fields = (*dataclasses.fields(Config), *dataclasses.fields(Preparation))
+    settings = {field.name for field in fields}
     assert settings, "Config has no settings"
     assert settings - read == set()
 

@@ -22,6 +22,7 @@ KNOWN: dict[str, dict[str, Any]] = {
         ignore_id=None,
     )
 }
+METADATA = "segmentation"  # Where other data sets may say so, in their metadata.json.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ def open_dataset(
             its masks are not described.
     """
     info = _builder(name, data_dir or SAMPLE_DIR, download).info
-    known = KNOWN.get(info.name, {})
+    known = KNOWN.get(info.name) or _told(info)
     described: dict[str, Any] = dict(
         image_feature=image_feature or known.get("image_feature", "image"),
         mask_feature=mask_feature or known.get("mask_feature"),
@@ -156,6 +157,12 @@ def _builder(name: str, data_dir: str, download: bool) -> tfds.core.DatasetBuild
             f"{_listing(data_dir)}; prepare it there, or let --download do it"
         )
     return builder
+
+
+def _told(info: tfds.core.DatasetInfo) -> dict[str, Any]:
+    """Returns what a data set itself says of its masks, as trainer.prepare writes it."""
+    told = info.metadata.get(METADATA) if isinstance(info.metadata, dict) else None
+    return told if isinstance(told, dict) else {}
 
 
 def _listing(directory: str) -> str:
