@@ -181,15 +181,13 @@ def out_of_stock(job: Job) -> bool:
 
 
 def console_address(job: Job) -> str:
-    """Returns the page of a job in the console.
+    """Returns the page of a job in the console, the same for both kinds.
 
-    Source: google-cloud-aiplatform 2.7.0, VertexAiResourceNounWithFutureManager's links.
+    Source: google-cloud-aiplatform 2.7.0, `_dashboard_uri` and `_job_type` of jobs.py.
     """
-    _, project, _, region, kind, number = job["name"].split("/")
-    page = "training" if kind == CUSTOM else "hyperparameter-tuning"
-    return (
-        f"{CONSOLE}/agent-platform/locations/{region}/{page}/{number}?project={project}"
-    )
+    _, project, _, region, _, number = job["name"].split("/")
+    page = f"agent-platform/locations/{region}/training/{number}"
+    return f"{CONSOLE}/{page}?project={project}"
 
 
 def logs_address(job: Job) -> str:

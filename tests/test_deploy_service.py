@@ -252,9 +252,12 @@ def test_ctrl_c_ends_the_waiting_and_not_the_job(orders, vertex):
 
 def test_jobs_are_listed_shown_and_cancelled(orders, vertex):
     assert orders.submit()[0] == 0
-    assert orders("deploy.tune", *NAMED, *SEARCH, after=tuple(TRAINER))[0] == 0
+    code, _, console = orders("deploy.tune", *NAMED, *SEARCH, after=tuple(TRAINER))
+    assert code == 0
     tuning, custom = vertex.jobs()
     numbers = [job["name"].split("/")[-1] for job in (tuning, custom)]
+    # As the SDK's own classes link to both kinds.
+    assert f"/locations/us-central1/training/{numbers[0]}?project=" in console
 
     code, out, _ = orders.jobs("list")
     rows = [line.split() for line in out.splitlines()]
