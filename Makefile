@@ -26,7 +26,7 @@ help:  ## Show this list
 
 install: .venv/installed .venv-gcs/locked .venv-deploy/locked  ## Make the environments from the lock files, once
 
-train: install  ## Train on the bundled sample; more flags: make train TRAIN_FLAGS="..."
+train: .venv/installed  ## Train on the bundled sample; more flags: make train TRAIN_FLAGS="..."
 	@$(BIN)/python -m trainer.task $(SAMPLE_FLAGS) $(TRAIN_FLAGS)
 
 test: install  ## Run every test, slow ones too; one of them: make test TESTS="-k name"
