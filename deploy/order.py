@@ -3,13 +3,11 @@
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from trainer import flags
 from trainer.config import Config
 from trainer.flags import setting
-
-Kind = TypeVar("Kind")
 
 # Set in every container by the service, for the trainer to read.
 OF_THE_SERVICE = ("AIP_", "CLOUD_ML_", "TF_CONFIG", "CLUSTER_SPEC")
