@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from deploy import command, local_search, replicas, restarts, rules, side_by_side
 from deploy.order import Order, Search, parallel
 from deploy.study import checked_study
-from trainer import flags
+from trainer import config, flags
+from trainer.config import Config
 from trainer.flags import setting
 
 
@@ -50,16 +51,16 @@ def _run(order: Order, search: Search, here: Here, trainer_args: list[str]) -> i
     if search != Search() and search.search is None and search.search_space is None:
         raise ValueError("a search needs search or search_space; give --search=...")
     if search.search is not None or search.search_space is not None:
-        rules.check_for_trials(order, trainer_args)
 
-        def check(args: list[str]) -> None:
-            rules.check(order, args)
-            rules.check_for_trials(order, args)
+        def check(settings: Config) -> None:
+            rules.check(order, settings)
+            rules.check_for_trials(order, settings)
 
+        check(config.from_args(trainer_args))
         study = checked_study(search, trainer_args, check)
         trainer_args = study.trainer_args
-        local_search.check(search, folder)
-    rules.check(order, trainer_args)
+        local_search.check(folder)
+    rules.check(order, config.from_args(trainer_args))
     gpus = replicas.gpus_here(os.environ)
     at_once = parallel(search) if study else 1
     for missing in replicas.lacks(order, len(gpus), at_once):

@@ -17,7 +17,7 @@ from deploy.trials import Trial
 Future = concurrent.futures.Future
 
 
-def check(search: Search, folder: str) -> None:
+def check(folder: str) -> None:
     """Raises ValueError where a search cannot begin: other trials are there, or nothing.
 
     Trials of an earlier search had other settings, and would not be gone on with.

@@ -12,6 +12,7 @@ from trainer.flags import setting
 # Set in every container by the service, for the trainer to read.
 OF_THE_SERVICE = ("AIP_", "CLOUD_ML_", "TF_CONFIG", "CLUSTER_SPEC")
 MAX_ENV, MAX_LABELS = 100, 64
+MAX_ARGS_CHARACTERS = 100_000
 MOST_SECONDS = 10**9  # No limit of the service's: it keeps nonsense off the wire.
 
 
@@ -204,6 +205,11 @@ def read(
             raise ValueError(
                 f"{found[1]} cannot be ordered; python -m trainer.task --help shows what can"
             )
+    if (length := sum(map(len, trainer_args))) > MAX_ARGS_CHARACTERS:
+        raise ValueError(
+            f"the trainer's flags must be at most {MAX_ARGS_CHARACTERS} characters, "
+            f"got {length}"
+        )
     values = flags.read(ours, *kinds)
     for name, variable in _VARIABLES.items():
         instead = "regions" if name == "region" and "regions" in known else name

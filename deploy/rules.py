@@ -9,29 +9,25 @@ cloud.google.com/vertex-ai/docs/training.
 
 import math
 import re
-from collections.abc import Sequence
 
 from deploy.order import Order
-from trainer import config, flags
 from trainer.config import Config
 
 WEEK_SECONDS = 7 * 24 * 3600
-MAX_ARGS_CHARACTERS = 100_000
 
 
-def check(order: Order, trainer_args: Sequence[str]) -> None:
+def check(order: Order, settings: Config) -> None:
     """Checks what holds wherever the order runs.
 
     Raises:
         ValueError: One line: the rule, the value, the way out.
     """
-    settings = config.from_args(trainer_args)
     _check_machines(order)
     _check_strategy(order, settings)
     _check_scheduling(order)
 
 
-def check_for_trials(order: Order, trainer_args: Sequence[str]) -> None:
+def check_for_trials(order: Order, settings: Config) -> None:
     """Checks what holds for the trials of a search.
 
     Raises:
@@ -42,18 +38,17 @@ def check_for_trials(order: Order, trainer_args: Sequence[str]) -> None:
             f"a tuning job cannot run on TPUs, got {order.machine_type}; the service "
             "has them for single jobs only"
         )
-    given = flags.read(trainer_args, Config)
     for name in ("job_dir", "checkpoint_dir", "log_dir"):
-        if given[name].present:
+        if (given := getattr(settings, name)) is not None:
             raise ValueError(
                 f"{name} must be left out of a search: each trial has its own, got "
-                f"{given[name].value}"
+                f"{given}"
             )
-    if given["fast_dev_run"].value:
+    if settings.fast_dev_run:
         raise ValueError("fast_dev_run writes to no trial's directory; leave it out")
 
 
-def check_for_cloud(order: Order, trainer_args: Sequence[str], region: str) -> None:
+def check_for_cloud(order: Order, settings: Config, region: str) -> None:
     """Checks what the service needs to know, and that it can reach what is named.
 
     Raises:
@@ -81,13 +76,7 @@ def check_for_cloud(order: Order, trainer_args: Sequence[str], region: str) -> N
                 f"{name} must be in the job's region, got one in {value.split('/')[3]} "
                 f"for a job in {region}"
             )
-    _check_places(config.from_args(trainer_args))
-    length = sum(map(len, trainer_args))
-    if length > MAX_ARGS_CHARACTERS:
-        raise ValueError(
-            f"the trainer's flags must be at most {MAX_ARGS_CHARACTERS} characters, "
-            f"got {length}"
-        )
+    _check_places(settings)
 
 
 def _check_machines(order: Order) -> None:

@@ -11,8 +11,8 @@ from trainer.config import Config
 
 # A trial has directories of its own, and what it is judged by is the search's.
 NOT_SEARCHED = ("job_dir", "checkpoint_dir", "log_dir", "hp_metric")
-# Takes the flags of a trial; raises ValueError where they cannot run.
-Check = Callable[[list[str]], None]
+# Takes the settings of a trial; raises ValueError where they cannot run.
+Check = Callable[[Config], None]
 SCALES = ("linear", "log", "reverse_log")
 # Of so many points each is checked, of more only those along each setting.
 MAX_POINTS = 100
@@ -92,7 +92,7 @@ def from_file(path: str) -> dict[str, Any]:
 
 
 def parameters(
-    space: dict[str, Any], trainer_args: Sequence[str], check: Check | None = None
+    space: dict[str, Any], trainer_args: Sequence[str], check: Check
 ) -> list[Parameter]:
     """Returns the space, checked: the corners of it must be runs that start.
 
@@ -205,7 +205,7 @@ def text(value: Any) -> str:
 
 
 def _check_points(
-    found: Sequence[Parameter], trainer_args: Sequence[str], check: Check | None
+    found: Sequence[Parameter], trainer_args: Sequence[str], check: Check
 ) -> None:
     """Raises ValueError where a trial would be refused by the trainer."""
     axes = [_axis(parameter) for parameter in found]
@@ -220,9 +220,7 @@ def _check_points(
     for point in points:
         args = as_args({p.name: v for p, v in zip(found, point, strict=True)})
         try:
-            config.from_args([*trainer_args, *args])
-            if check is not None:
-                check([*trainer_args, *args])
+            check(config.from_args([*trainer_args, *args]))
         except ValueError as error:
             raise ValueError(
                 "the search holds a trial that would be refused, "

@@ -9,6 +9,8 @@ from typing import Any
 from deploy import rules, space
 from deploy.order import Order, Search, most_failures, pairs, parallel
 from deploy.study import checked_study
+from trainer import config
+from trainer.config import Config
 
 Request = dict[str, Any]
 
@@ -33,8 +35,9 @@ def custom_job(order: Order, trainer_args: Sequence[str], region: str) -> Reques
     Raises:
         ValueError: One line: the rule, the value, the way out.
     """
-    rules.check(order, trainer_args)
-    rules.check_for_cloud(order, trainer_args, region)
+    settings = config.from_args(trainer_args)
+    rules.check(order, settings)
+    rules.check_for_cloud(order, settings, region)
     return {**_named(order), "jobSpec": _job_spec(order, trainer_args)}
 
 
@@ -53,12 +56,13 @@ def tuning_job(
         ValueError: One line: the rule, the value, the way out.
     """
 
-    def check(args: list[str]) -> None:
-        rules.check(order, args)
-        rules.check_for_trials(order, args)
-        rules.check_for_cloud(order, args, region)
+    def check(settings: Config) -> None:
+        rules.check(order, settings)
+        rules.check_for_trials(order, settings)
+        rules.check_for_cloud(order, settings, region)
 
-    check(list(trainer_args))  # What is wrong with all is not told of one trial.
+    # What is wrong with all is not told of one trial.
+    check(config.from_args(trainer_args))
     study = checked_study(search, trainer_args, check)
     spec: Request = {
         "metrics": [{"metricId": study.metric, "goal": study.goal.upper()}],

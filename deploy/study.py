@@ -31,14 +31,14 @@ class Study:
 
 
 def checked_study(
-    search: Search, trainer_args: Sequence[str], check: space.Check | None = None
+    search: Search, trainer_args: Sequence[str], check: space.Check
 ) -> Study:
     """Returns the search, checked against the trainer's settings.
 
     Args:
         search: The search.
         trainer_args: Flags of the trainer that all trials share.
-        check: What each of its trials must pass beside.
+        check: What each of its trials must pass beside the trainer's own checks.
 
     Raises:
         ValueError: One line: the rule, the value, the way out.

@@ -5,6 +5,7 @@ import pytest
 from deploy.order import Search
 from deploy.space import Parameter
 from deploy.study import checked_study
+from trainer.config import Config
 
 YAML = """
 learning_rate: {min: 1e-4, max: 1.0e-2, scale: log}
@@ -26,12 +27,16 @@ PARAMETERS = [
 ]
 
 
+def any_settings(settings: Config) -> None:
+    """Takes all that the trainer takes."""
+
+
 def test_flag_and_file_give_the_same_space(tmp_path):
     path = tmp_path / "space.yaml"
     path.write_text(YAML)
-    of_file = checked_study(Search(search_space=str(path)), [])
+    of_file = checked_study(Search(search_space=str(path)), [], any_settings)
     texts = tuple(FLAG.removeprefix("--search=").split(","))
-    of_flag = checked_study(Search(search=texts), [])
+    of_flag = checked_study(Search(search=texts), [], any_settings)
     assert of_file == of_flag
     assert of_flag.parameters == PARAMETERS
     assert isinstance(of_flag.parameters[2].ends[0], int)
@@ -56,7 +61,7 @@ def test_a_file_of_another_form_is_refused(tmp_path, text, line):
     path = tmp_path / "space.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=line):
-        checked_study(Search(search_space=str(path)), [])
+        checked_study(Search(search_space=str(path)), [], any_settings)
 
 
 def test_a_point_that_only_the_corners_hold_is_refused():
@@ -64,19 +69,21 @@ def test_a_point_that_only_the_corners_hold_is_refused():
     with pytest.raises(
         ValueError, match=r"--optimizer=adam --weight_decay=0\.1: weight"
     ):
-        checked_study(Search(search=texts), [])
+        checked_study(Search(search=texts), [], any_settings)
 
 
 def test_values_of_a_large_space_are_each_checked():
     values = "/".join(map(str, range(1, 30)))
     texts = [f"seed={values}", f"log_every_steps={values}", "image_size=64/96/100"]
     with pytest.raises(ValueError, match="image_size must be a multiple of 32"):
-        checked_study(Search(search=tuple(texts)), [])
+        checked_study(Search(search=tuple(texts)), [], any_settings)
 
 
 def test_the_goal_follows_from_the_metric():
     def goal(**settings) -> tuple[str, str, list[str]]:
-        found = checked_study(Search(search=("seed=1/2",), **settings), ["--epochs=3"])
+        found = checked_study(
+            Search(search=("seed=1/2",), **settings), ["--epochs=3"], any_settings
+        )
         return found.metric, found.goal, found.trainer_args
 
     assert goal() == ("val_loss", "minimize", ["--epochs=3"])

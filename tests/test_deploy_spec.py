@@ -144,6 +144,11 @@ REFUSALS = [
     ([], [*TRAINER, "--epoch=3"], "Unknown command line flag 'epoch'"),
     ([], [*TRAINER, "--epochs=-3"], "epochs must be at least 0, got -3"),
     ([], [*TRAINER, "--flagfile=flags"], "flagfile cannot be ordered"),
+    (
+        [],
+        [*TRAINER, f"--train_split={'a' * 100_000}"],
+        "the trainer's flags must be at most 100000 characters, got 1000",
+    ),
     ([], ["--help"], "help cannot be ordered; python -m trainer.task --help shows"),
     ([], [*TRAINER, "--undefok=x", "--x=1"], "undefok cannot be ordered"),
     (
