@@ -8,9 +8,10 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from deploy import command, errors, sending, service, trials
+from deploy.order import Asking
 from deploy.service import Job, Service
 from trainer import flags
 from trainer.flags import setting
@@ -21,6 +22,8 @@ WHOLE_NAME = (
     rf"projects/[a-z0-9.:-]+/locations/[a-z0-9-]+/({'|'.join(service.KINDS)})/[0-9]+"
 )
 NAME = r"[A-Za-z0-9_. -]+"
+ACTIONS = ("list", "show", "wait", "logs", "cancel")
+TIMES = {"created": "createTime", "started": "startTime", "ended": "endTime"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,8 +35,6 @@ class Looking:
     region: str | None = setting("Looking", None, "Region of the jobs; then GOOGLE_CLOUD_REGION.")
     limit: int = setting("Looking", 20, "With list: jobs at the most.", low=1)
     json: bool = setting("Looking", False, "With show: all that the service says of the job, as JSON.")
-    poll_seconds: float = setting("Looking", 20.0, "With wait: seconds between looks.", low=0.01, high=86_400)
-    api_endpoint: str | None = setting("Looking", None, "Address of the API where it is not the region's own; to http:// no credentials are sent.")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -50,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     flagged = (i for i, arg in enumerate(args[:2]) if arg.startswith("-"))
     words = args[: next(flagged, 2)]
 
-    def look(how: Looking) -> int:
-        return _look(how, words)
+    def look(how: Looking, asking: Asking) -> int:
+        return _look(how, asking, words)
 
     about = (
         "Looks after jobs: python -m deploy.jobs ACTION [JOB]\n\n"
@@ -62,14 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "  cancel JOB   ends it\n\n"
         "JOB is its number, its whole name, or its job_name: the newest of that name."
     )
-    return command.run(about, look, (Looking,), args[len(words) :])
+    return command.run(about, look, (Looking, Asking), args[len(words) :])
 
 
-def _look(how: Looking, words: Sequence[str]) -> int:
+def _look(how: Looking, asking: Asking, words: Sequence[str]) -> int:
     action, *rest = words or ("",)
-    if action != "list" and action not in ACTIONS:
+    if action not in ACTIONS:
         raise ValueError(
-            f"the action comes first: one of list, {', '.join(ACTIONS)}, got {action!r}"
+            f"the action comes first: one of {', '.join(ACTIONS)}, got {action!r}"
         )
     if (action == "list") == bool(rest):
         needs = "no JOB" if rest else "a JOB: its number, its name or its job_name"
@@ -86,10 +87,15 @@ def _look(how: Looking, words: Sequence[str]) -> int:
     for name, value in (("project", project), ("region", region)):
         if not value:
             raise ValueError(f"{name} must be given: --{name}={name.upper()}")
-    there = Service(str(project), str(region), how.api_endpoint)
+    there = Service(str(project), str(region), asking.api_endpoint)
     if action == "list":
         return _list(there, how.limit)
-    return ACTIONS[action](there, _find(there, rest[0]), how)
+    job = _find(there, rest[0])
+    if action == "show":
+        return _show(job, how.json)
+    if action == "wait":
+        return _wait(there, job, asking.poll_seconds)
+    return _logs(there, job) if action == "logs" else _cancel(there, job)
 
 
 def _list(there: Service, limit: int) -> int:
@@ -124,8 +130,8 @@ def _find(there: Service, job: str) -> Job:
     return max(found, key=lambda one: str(one.get("createTime", "")))
 
 
-def _show(there: Service, job: Job, how: Looking) -> int:
-    if how.json:
+def _show(job: Job, as_json: bool) -> int:
+    if as_json:
         print(json.dumps(job, indent=2))
         return 0
     spec = job.get("jobSpec") or job.get("trialJobSpec") or {}
@@ -146,14 +152,14 @@ def _show(there: Service, job: Job, how: Looking) -> int:
     return 0
 
 
-def _wait(there: Service, job: Job, how: Looking) -> int:
-    job = sending.wait(there, job, how.poll_seconds)
+def _wait(there: Service, job: Job, poll_seconds: float) -> int:
+    job = sending.wait(there, job, poll_seconds)
     if service.kind_of(job["name"]) == service.TUNING:
         print(trials.summary(job))
     return sending.exit_code(job)
 
 
-def _logs(there: Service, job: Job, how: Looking) -> int:
+def _logs(there: Service, job: Job) -> int:
     print(service.logs_address(job))
     number, kind = job["name"].split("/")[-1], service.kind_of(job["name"])
     group = "custom-jobs" if kind == service.CUSTOM else "hp-tuning-jobs"
@@ -164,21 +170,13 @@ def _logs(there: Service, job: Job, how: Looking) -> int:
     return 0
 
 
-def _cancel(there: Service, job: Job, how: Looking) -> int:
+def _cancel(there: Service, job: Job) -> int:
     if job.get("state") in service.ENDED:
         raise ValueError(f"{job['displayName']} has ended: {service.state(job)}")
     there.cancel(job["name"])
     print(f"{job['name']} is being cancelled")
     return 0
 
-
-TIMES = {"created": "createTime", "started": "startTime", "ended": "endTime"}
-ACTIONS: dict[str, Callable[[Service, Job, Looking], int]] = {
-    "show": _show,
-    "wait": _wait,
-    "logs": _logs,
-    "cancel": _cancel,
-}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -162,8 +162,19 @@ class Sending:
     # fmt: off
     dry_run: bool = setting("Sending", False, "Print the request as JSON, send nothing; needs no credentials.")
     wait: bool = setting("Sending", False, "Wait until the job has ended; exit with 1 unless it succeeded.")
-    poll_seconds: float = setting("Sending", 20.0, "Seconds between looks at the job.", low=0.01, high=86_400)
-    api_endpoint: str | None = setting("Sending", None, "Address of the API where it is not the region's own; to http:// no credentials are sent.")
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        flags.check(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How the service is asked."""
+
+    # fmt: off
+    poll_seconds: float = setting("Asking", 20.0, "Seconds between looks at a job that is waited for.", low=0.01, high=86_400)
+    api_endpoint: str | None = setting("Asking", None, "Address of the API where it is not the region's own; to http:// no credentials are sent.")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -218,8 +229,17 @@ def read(
     return [flags.make(kind, values) for kind in kinds], trainer_args
 
 
-def pairs(name: str, texts: Sequence[str] | None) -> list[tuple[str, str]]:
+def pairs(
+    name: str,
+    texts: Sequence[str] | None,
+    form: str = "KEY=VALUE,KEY=VALUE, a value without comma",
+) -> list[tuple[str, str]]:
     """Returns KEY=VALUE texts as pairs.
+
+    Args:
+        name: Of the setting.
+        texts: Its parts.
+        form: What they must be, for a message.
 
     Raises:
         ValueError: If one has no = or a key comes twice.
@@ -228,11 +248,9 @@ def pairs(name: str, texts: Sequence[str] | None) -> list[tuple[str, str]]:
     for text in texts or ():
         key, sign, value = text.partition("=")
         if not sign or not key:
-            raise ValueError(
-                f"{name} must be KEY=VALUE,KEY=VALUE, got {text!r}; a value has no comma"
-            )
+            raise ValueError(f"{name} must be {form}, got {text!r}")
         if key in found:
-            raise ValueError(f"{name} must name each key once, got {key} twice")
+            raise ValueError(f"{name} must name each one once, got {key} twice")
         found[key] = value
     return list(found.items())
 

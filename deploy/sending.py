@@ -5,19 +5,24 @@ import time
 from collections.abc import Callable
 
 from deploy import command, errors, service, spec, storage
-from deploy.order import Order, Sending
+from deploy.order import Asking, Order, Sending
 from deploy.service import Job, Service
 
 
 def send(
-    kind: str, order: Order, sending: Sending, request_in: Callable[[str], spec.Request]
+    kind: str,
+    order: Order,
+    sending: Sending,
+    asking: Asking,
+    request_in: Callable[[str], spec.Request],
 ) -> Job | None:
     """Returns the job that was made, or has ended with --wait; None for a dry run.
 
     Args:
         kind: CUSTOM or TUNING.
         order: What is asked for.
-        sending: How.
+        sending: How it is sent.
+        asking: How the service is asked.
         request_in: Makes the request for a region; raises ValueError.
 
     Raises:
@@ -29,7 +34,7 @@ def send(
     storage.check_package(order)
     if sending.dry_run:
         first = regions[0]
-        address = sending.api_endpoint or f"https://{service.host(first)}"
+        address = asking.api_endpoint or f"https://{service.host(first)}"
         where = f"{address}/v1/projects/{order.project}/locations/{first}/{kind}"
         command.note(f"not sent: POST {where}")
         print(json.dumps(requests[first], indent=2))
@@ -40,7 +45,7 @@ def send(
             "writes across, which takes time and costs money"
         )
     # All of them first: without the SDK or credentials nothing is begun.
-    project, endpoint = str(order.project), sending.api_endpoint
+    project, endpoint = str(order.project), asking.api_endpoint
     services = {region: Service(project, region, endpoint) for region in regions}
     storage.upload_package(order)
     for region, request in requests.items():
@@ -58,7 +63,7 @@ def send(
         command.note(service.console_address(job))
         if not sending.wait:
             return job
-        job = wait(services[region], job, sending.poll_seconds)
+        job = wait(services[region], job, asking.poll_seconds)
         if not (more and service.out_of_stock(job)):
             return job
         command.note(f"{region} has no machines for it; on to the next region")

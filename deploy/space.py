@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from deploy.order import pairs
 from trainer import config, flags
 from trainer.config import Config
 
@@ -42,14 +43,7 @@ def from_flag(texts: Sequence[str]) -> dict[str, Any]:
         ValueError: If one has another form.
     """
     space: dict[str, Any] = {}
-    for flag_text in texts:
-        name, sign, value = flag_text.partition("=")
-        if not sign or not value:
-            raise ValueError(
-                f"search must be NAME=LOW..HIGH or NAME=A/B/C, got {flag_text!r}"
-            )
-        if name in space:
-            raise ValueError(f"search must name each setting once, got {name} twice")
+    for name, value in pairs("search", texts, "NAME=LOW..HIGH or NAME=A/B/C"):
         if ".." in value and "..." not in value:
             low, _, rest = value.partition("..")
             high, _, scale = rest.partition(":")

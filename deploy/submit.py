@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from deploy import command, sending, service, spec
-from deploy.order import Order, Sending
+from deploy.order import Asking, Order, Sending
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,16 +17,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Orders one training job from Vertex AI. Ordered again under its job_name, it "
         "goes on from its checkpoints. The trainer's flags come after --.",
         _submit,
-        (Order, Sending),
+        (Order, Sending, Asking),
         argv,
     )
 
 
-def _submit(order: Order, how: Sending, trainer_args: list[str]) -> int:
+def _submit(order: Order, how: Sending, asking: Asking, trainer_args: list[str]) -> int:
     job = sending.send(
         service.CUSTOM,
         order,
         how,
+        asking,
         lambda region: spec.custom_job(order, trainer_args, region),
     )
     return sending.exit_code(job) if job and how.wait else 0

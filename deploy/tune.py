@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from deploy import command, sending, service, spec, trials
-from deploy.order import Order, Search, Sending
+from deploy.order import Asking, Order, Search, Sending
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,16 +19,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Vertex AI; with --wait, the table of its trials is the answer. The trainer's "
         "flags come after --.",
         _tune,
-        (Order, Search, Sending),
+        (Order, Search, Sending, Asking),
         argv,
     )
 
 
-def _tune(order: Order, search: Search, how: Sending, trainer_args: list[str]) -> int:
+def _tune(
+    order: Order, search: Search, how: Sending, asking: Asking, trainer_args: list[str]
+) -> int:
     job = sending.send(
         service.TUNING,
         order,
         how,
+        asking,
         lambda region: spec.tuning_job(order, search, trainer_args, region),
     )
     if not job or not how.wait:

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from deploy import jobs, local, submit, tune
-from deploy.order import Order, Search, Sending
+from deploy.order import Asking, Order, Search, Sending
 from tests.orders import NAMED, ORDERS, TRAINER
 
 L4 = "--accelerator_type=NVIDIA_L4"
@@ -84,8 +84,12 @@ REFUSALS = [
     (["--boot_disk_size_gb=10"], None, "boot_disk_size_gb must be at least 100"),
     (["--env=AIP_MODEL_DIR=x"], None, "env must leave AIP_MODEL_DIR to the service"),
     (["--env=A B=1"], None, "env must be NAME=VALUE with a name of letters"),
-    (["--env=A"], None, "env must be KEY=VALUE,KEY=VALUE, got 'A'"),
-    (["--env=A=1,A=2"], None, "env must name each key once, got A twice"),
+    (
+        ["--env=A"],
+        None,
+        "env must be KEY=VALUE,KEY=VALUE, a value without comma, got 'A'",
+    ),
+    (["--env=A=1,A=2"], None, "env must name each one once, got A twice"),
     (["--labels=Team=x"], None, "labels must be KEY=VALUE of at most 64 lower-case"),
     (["--scheduling=cheap"], None, "scheduling must be one of standard, spot"),
     (["--max_wait_seconds=60"], None, "max_wait_seconds needs scheduling flex_start"),
@@ -288,10 +292,10 @@ def test_a_search_that_breaks_a_rule_is_refused_in_one_line(
 @pytest.mark.parametrize(
     "main, kinds",
     [
-        (submit.main, (Order, Sending)),
-        (tune.main, (Order, Search, Sending)),
+        (submit.main, (Order, Sending, Asking)),
+        (tune.main, (Order, Search, Sending, Asking)),
         (local.main, (Order, Search, local.Here)),
-        (jobs.main, (jobs.Looking,)),
+        (jobs.main, (jobs.Looking, Asking)),
     ],
 )
 def test_help_shows_every_flag(main, kinds, capsys):

@@ -85,7 +85,7 @@ DEPLOY_MAY_IMPORT: dict[str, set[str]] = {
     "order": set(),
     "command": {"order"},
     "rules": {"order"},
-    "space": set(),
+    "space": {"order"},
     "study": {"order", "space"},
     "spec": {"order", "rules", "space", "study"},
     "trials": {"space"},
@@ -95,7 +95,7 @@ DEPLOY_MAY_IMPORT: dict[str, set[str]] = {
     "sending": SENDS - {"sending"} | {"errors", "storage"},
     "submit": SENDS,
     "tune": SENDS | {"trials"},
-    "jobs": {"command", "errors", "sending", "service", "trials"},
+    "jobs": {"command", "errors", "order", "sending", "service", "trials"},
     "replicas": {"order", "spec"},
     "restarts": {"replicas"},
     "side_by_side": {"restarts"},
@@ -222,7 +222,8 @@ def test_every_setting_is_used():
 
 
 @pytest.mark.parametrize(
-    "kind", [order.Order, order.Search, order.Sending, local.Here, jobs.Looking]
+    "kind",
+    [order.Order, order.Search, order.Sending, order.Asking, local.Here, jobs.Looking],
 )
 def test_every_setting_of_an_order_is_used(kind):
     read = {
@@ -230,7 +231,8 @@ def test_every_setting_of_an_order_is_used(kind):
         for tree in DEPLOY.values()
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute)
-        and ast.unparse(node.value) in ("order", "search", "sending", "how", "here")
+        and ast.unparse(node.value)
+        in ("order", "search", "sending", "asking", "how", "here")
     }
     assert {field.name for field in dataclasses.fields(kind)} - read == set()
 
