@@ -8,7 +8,6 @@ from deploy import order
 from trainer import flags
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
-HELP = ("--help", "-help", "-h", "--helpfull")
 
 
 class Failure(Exception):
@@ -36,7 +35,7 @@ def run(
     """
     args = list(sys.argv[1:] if argv is None else argv)
     ours = args[: args.index("--")] if "--" in args else args
-    if any(arg in HELP for arg in ours):
+    if flags.asks_for_help(ours):
         print(f"{about}\n\n{flags.help_text(*kinds)}")
         return 0
     try:

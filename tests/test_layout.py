@@ -36,7 +36,7 @@ LEAVES = {
         "losses",
         "pictures",
     ),
-    *("defects", "masks"),
+    *("defects", "masks", "terminal"),
     *("bucket", "interruption", "lease", "metrics", "order", "saver", "sums"),
 }
 COMMANDS = {"evaluate", "export", "predict", "prepare"}
@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "task": {
         *("cluster", "config", "distribution", "flags", "interruption", "job"),
-        *("telling", "train"),
+        *("telling", "terminal", "train"),
     },
     "telling": {"job", "metrics", "order"},
     "config": {"flags"},

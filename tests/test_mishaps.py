@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import checkpoint, config, interruption, job, report, task, train
+from trainer import checkpoint, config, interruption, job, report, task, terminal, train
 from trainer.judge import Judge
 
 KEPT = "; step-00000002 is kept, the same command goes on from it"
@@ -373,7 +373,7 @@ def test_of_tensorflows_messages_the_line_that_says_what_happened_is_shown():
         'call last):\n  File "task.py", line 1, in <module>\n\n<stack traces '
         "unavailable>\nOOM when allocating tensor with shape[64,256]\n\t [[{{node}}]]",
     )
-    assert task._one_line(error) == "OOM when allocating tensor with shape[64,256]"
+    assert terminal.one_line(error) == "OOM when allocating tensor with shape[64,256]"
 
 
 # ---------------------------------------------------------------------------

@@ -95,8 +95,8 @@ def test_a_try_out_goes_through_everything_and_leaves_nothing_behind(tmp_path):
 
 @pytest.mark.slow
 def test_the_log_level_that_a_user_gives_is_left_alone(tmp_path):
-    code = "import os, sys; from trainer import task\n"
-    code += "with task._quiet_start():\n    os.write(2, b'heard')\n"
+    code = "import os, sys; from trainer import terminal\n"
+    code += "with terminal.quiet_start():\n    os.write(2, b'heard')\n"
     code += "print(os.environ['TF_CPP_MIN_LOG_LEVEL'])"
     entry = [sys.executable, "-c", code]
     loud = process(entry=entry, TF_CPP_MIN_LOG_LEVEL="0")

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from absl import flags
 
 Settings = TypeVar("Settings")
+HELP = ("--help", "-help", "-h", "--helpfull")
 TRUE_OR_FALSE = frozenset(("true", "1", "false", "0"))
 
 
@@ -213,6 +214,11 @@ def _one_line(error: Exception) -> str:
     # absl shows a tuple where its text for booleans should be.
     text = re.sub(r"\('Non-boolean argument.*\)$", "must be true or false", text)
     return text + "; --help shows all flags"
+
+
+def asks_for_help(args: Sequence[str]) -> bool:
+    """Returns whether a command line asks for `help_text`."""
+    return any(arg in HELP for arg in args)
 
 
 def help_text(*kinds: type) -> str:

@@ -6,15 +6,13 @@ All is checked first; what is wrong is told file by file, and then nothing is wr
 Exit codes: 0 written; 2 refused, nothing written; 1 stopped while writing, nothing left.
 """
 
-import contextlib
-import os
 import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from trainer import defects, flags, masks
+from trainer import defects, flags, masks, terminal
 from trainer.preparation import Preparation
 
 if TYPE_CHECKING:
@@ -26,73 +24,44 @@ REFUSED, FAILED, INTERRUPTED = 2, 1, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepares one data set; returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
-    if any(arg in ("--help", "-help", "-h", "--helpfull") for arg in args):
+    if flags.asks_for_help(args):
         print(
             f"Makes a data set of images and masks.\n\n{flags.help_text(Preparation)}"
         )
         return 0
     try:
         settings = flags.make(Preparation, flags.read(args, Preparation))
-        with _quiet():
+        with terminal.quiet_start():
             from trainer import examine  # With TensorFlow, as slow to come as large.
 
             _check_target(settings)
         found = examine.examine(settings)
     except ModuleNotFoundError as error:
-        return _stopped(REFUSED, f"{error.name} is not installed; see the README")
+        return terminal.stopped(REFUSED, terminal.missing(error))
     except KeyboardInterrupt:
-        return _stopped(INTERRUPTED, "interrupted; nothing was written")
+        return terminal.stopped(INTERRUPTED, "interrupted; nothing was written")
     except Exception as error:
-        if not _expected(error):
+        if not terminal.expected(error):
             raise
-        return _stopped(REFUSED, _one_line(error))
+        return terminal.stopped(REFUSED, terminal.one_line(error))
     if found.defects:
         print(defects.report(found.defects))
     refused = sum(defect.refused for defect in found.defects)
     if refused:
         word = "defect" if refused == 1 else "defects"
         reason = f"{refused} {word}, named above; nothing was written"
-        return _stopped(REFUSED, reason)
+        return terminal.stopped(REFUSED, reason)
     try:
         print(_written(settings, found))
     except KeyboardInterrupt:
-        return _stopped(INTERRUPTED, "interrupted; nothing was written")
+        return terminal.stopped(INTERRUPTED, "interrupted; nothing was written")
     except Exception as error:
-        if not _expected(error):
+        if not terminal.expected(error):
             raise
-        return _stopped(FAILED, f"{_one_line(error)}; nothing was written")
+        return terminal.stopped(
+            FAILED, f"{terminal.one_line(error)}; nothing was written"
+        )
     return 0
-
-
-def _expected(error: Exception) -> bool:
-    """Returns whether it is a mishap to be told in one line, rather than a bug."""
-    # TensorFlow's own errors, known without importing it.
-    return isinstance(error, (ValueError, OSError)) or hasattr(error, "error_code")
-
-
-def _one_line(error: Exception) -> str:
-    return str(getattr(error, "message", None) or error).splitlines()[0]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps off the terminal what TensorFlow, past Python, says when it is imported."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(terminal, 2)
-        os.close(terminal)
-
-
-def _stopped(code: int, reason: str) -> int:
-    print(f"segtrainer: {reason}", file=sys.stderr)
-    return code
 
 
 def _check_target(settings: Preparation) -> None:
