@@ -26,16 +26,20 @@ ERRORS = [
 
 @pytest.mark.parametrize("error, line", ERRORS, ids=lambda x: type(x).__name__)
 def test_an_error_of_a_library_becomes_one_line(error, line):
-    with pytest.raises(command.Failure, match=line) as told:
-        with errors.in_one_line("asking", look="LOOK"):
-            raise error
+    with (
+        pytest.raises(command.Failure, match=line) as told,
+        errors.in_one_line("asking", look="LOOK"),
+    ):
+        raise error
     assert "\n" not in str(told.value)
 
 
 def test_ctrl_c_says_what_was_under_way_and_where_to_look():
-    with pytest.raises(command.Interrupted, match="while asking; whether .*: LOOK"):
-        with errors.in_one_line("asking", look="LOOK"):
-            raise KeyboardInterrupt
+    with (
+        pytest.raises(command.Interrupted, match="while asking; whether .*: LOOK"),
+        errors.in_one_line("asking", look="LOOK"),
+    ):
+        raise KeyboardInterrupt
 
 
 def test_a_defect_of_ours_is_left_alone():

@@ -54,6 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "feed": {"config", "data", "dataset", "job"},
     "job": MODULES - {"task", "train", "telling", "judge", "feed", "job"},
     **{name: MODULES - {"task", "train", name} for name in COMMANDS},
+    "same_run": {"checkpoint", "config", "distribution"},
     "checkpoint": {"distribution", "files"},
     "data": {"augment", "dataset", "examples", "order"},
     "model": {"sums"},

@@ -1,0 +1,86 @@
+"""That a run which goes on, and each of its workers, is the run that was begun."""
+
+import json
+import os
+import zlib
+from typing import Any
+
+import tensorflow as tf
+
+from trainer import checkpoint, config, distribution
+
+
+def check_settings(state: dict[str, Any], saved: checkpoint.Checkpoint) -> None:
+    """Raises ValueError if the saved run is another than the one asked for."""
+    ours, theirs = state["settings"], saved.state["settings"]
+    # A setting that came after the checkpoint had its default's effect.
+    theirs = config.identity(config.Config()) | theirs
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise ValueError(
+                f"{name} must stay {theirs.get(name)!r} to go on from {saved.name}, got "
+                f"{ours.get(name)!r}; give another --job_dir for a new run"
+            )
+    if state["examples"] != saved.state["examples"]:
+        raise ValueError(
+            f"the data must stay what {saved.name} was trained on, "
+            f"{saved.state['examples']} examples in the shards of train and in "
+            f"validation, got {state['examples']}; give another --job_dir for a new run"
+        )
+
+
+def check_on_all(
+    workers: distribution.Workers, settings: config.Config, state: dict[str, Any]
+) -> None:
+    """Raises ValueError if this worker was not given what the chief was."""
+    shared = config.to_dict(settings)
+    del shared["data_dir"]  # May be another place on each machine, with the same data.
+    told = json.dumps([shared, state["examples"]], sort_keys=True)
+    if not _as_on_the_chief(workers, told.encode()):
+        raise ValueError(
+            "all workers must be given the same flags and data, got worker "
+            f"{workers.index} with others than the chief; start them with one command"
+        )
+
+
+def _as_on_the_chief(workers: distribution.Workers, content: bytes) -> bool:
+    """Returns whether the chief has the same content; each worker must ask."""
+    digest = zlib.crc32(content)
+    return workers.chiefs(digest) == [digest]
+
+
+def check_shared(workers: distribution.Workers, directory: str) -> None:
+    """Raises ValueError if this worker does not read what the chief has written."""
+    workers.wait()
+    content = b""
+    path = os.path.join(directory, "config.json")
+    if tf.io.gfile.exists(path):
+        with tf.io.gfile.GFile(path, "rb") as file:
+            content = file.read()
+    if not _as_on_the_chief(workers, content):
+        raise ValueError(
+            f"job_dir must be one that all workers read, got {directory}, where worker "
+            f"{workers.index} does not find what the chief has written"
+        )
+
+
+def as_the_chief(
+    workers: distribution.Workers, directory: str, saved: checkpoint.Checkpoint | None
+) -> checkpoint.Checkpoint | None:
+    """Returns what the chief restores, which another worker may have seen otherwise.
+
+    Raises:
+        ValueError: If this worker cannot read it.
+    """
+    [at] = workers.chiefs(saved.state["step"] if saved else -1)
+    if at == (saved.state["step"] if saved else -1):
+        return saved
+    if at < 0:
+        return None
+    try:
+        return checkpoint.load(directory, checkpoint.name_of(at))
+    except ValueError as error:
+        raise ValueError(
+            f"job_dir must be one that all workers read, got {directory}, where worker "
+            f"{workers.index} does not find what the chief goes on from: {error}"
+        ) from None
