@@ -4,9 +4,10 @@ import collections
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
+
+from tests.gcs import programs
 
 # Trains as the command does, and writes down what each step took of which epoch.
 RECORDED = """
@@ -33,20 +34,9 @@ task.command()
 """
 
 
-def free_ports(count: int) -> list[int]:
-    """Returns ports of this machine that nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 def tf_configs(count: int, chief: bool = False) -> list[str]:
     """Returns TF_CONFIG of each worker, the first as a chief or as worker 0."""
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(count)]
+    addresses = [f"127.0.0.1:{port}" for port in programs.free_ports(count)]
     tasks = [("worker", index) for index in range(count)]
     cluster = {"worker": addresses}
     if chief:

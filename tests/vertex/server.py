@@ -21,12 +21,10 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+from tests.gcs import programs
+
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 PYTHON = REPOSITORY / ".venv-deploy" / "bin" / "python"  # `make install` makes it.
-CALL_SECONDS = 60.0
-END_SECONDS = 10.0
-# Whatever proxy the environment names is not asked for what is on this machine.
-DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 Json = dict[str, Any]
 
 
@@ -131,7 +129,9 @@ class Service:
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(url, data, headers, method=method)
         try:
-            with DIRECTLY.open(request, timeout=CALL_SECONDS) as reply:
+            with programs.DIRECTLY.open(
+                request, timeout=programs.CALL_SECONDS
+            ) as reply:
                 return reply.status, json.load(reply)
         except urllib.error.HTTPError as error:
             with error:
@@ -173,8 +173,4 @@ def serve() -> Iterator[Service]:
                 )
             yield Service(address)
         finally:
-            process.terminate()
-            try:
-                process.wait(END_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            programs.end(process)
