@@ -72,21 +72,21 @@ def send(
 
 def wait(there: Service, job: Job, poll_seconds: float) -> Job:
     """Returns a job once it has ended, having said each new state of it."""
+    again = f"the job goes on; wait again: python -m deploy.jobs wait {job['name']}"
     last = None
-    while True:
-        if (now := service.state(job)) != last:
-            command.note(f"{time.strftime('%H:%M:%S')} {job['displayName']}: {now}")
-            last = now
-        if job.get("state") in service.ENDED:
-            return job
-        again = f"the job goes on; wait again: python -m deploy.jobs wait {job['name']}"
-        try:
+    try:
+        while True:
+            if (now := service.state(job)) != last:
+                command.note(f"{time.strftime('%H:%M:%S')} {job['displayName']}: {now}")
+                last = now
+            if job.get("state") in service.ENDED:
+                return job
             time.sleep(poll_seconds)
             job = there.get(job["name"], errors.PATIENCE_SECONDS)
-        except KeyboardInterrupt:
-            raise command.Interrupted(f"stopped waiting, {again}") from None
-        except command.Failure as error:
-            raise command.Failure(f"{error}; {again}") from None
+    except KeyboardInterrupt:
+        raise command.Interrupted(f"stopped waiting, {again}") from None
+    except command.Failure as error:
+        raise command.Failure(f"{error}; {again}") from None
 
 
 def exit_code(job: Job) -> int:
