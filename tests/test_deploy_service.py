@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from deploy import command, sending
 from tests.orders import NAMED, ORDERS, SEARCH, TRAINER
 from tests.vertex import server, trials
 
@@ -248,6 +249,16 @@ def test_ctrl_c_ends_the_waiting_and_not_the_job(orders, vertex):
     assert err.endswith(f"wait again: python -m deploy.jobs wait {job['name']}\n")
     assert "Traceback" not in err
     assert job["state"] != "JOB_STATE_CANCELLED"
+
+
+def test_ctrl_c_says_how_to_wait_on_wherever_it_comes(monkeypatch):
+    def interrupted(*_) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "note", interrupted)
+    job = {"name": "projects/1/locations/r/customJobs/2", "displayName": "pets-1"}
+    with pytest.raises(command.Interrupted, match="wait again: .* wait projects/1/"):
+        sending.wait(None, job, 0.01)
 
 
 def test_jobs_are_listed_shown_and_cancelled(orders, vertex):
