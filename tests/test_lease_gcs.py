@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+from google.cloud.storage import Blob
 
 from trainer import lease, lease_gcs
 
@@ -115,6 +116,24 @@ def test_its_age_is_by_the_clock_of_the_server(gcs, directory, held, monkeypatch
     finally:
         ended.set()
         renewing.join()
+
+
+def test_who_holds_it_is_told_though_it_is_renewed_while_we_look(
+    gcs, directory, monkeypatch
+):
+    """The holder renews it between our look at the object and our reading, each time."""
+    name, read, renewed = f"{directory}/{lease.NAME}", Blob.download_as_bytes, [-9.0]
+
+    def renewed_then_read(blob: Blob, **kwargs) -> bytes:
+        if time.monotonic() - renewed[-1] > lease_gcs.POLL_SECONDS / 2:
+            gcs.put(name, OTHER)
+            renewed.append(time.monotonic())
+        return read(blob, **kwargs)
+
+    monkeypatch.setattr(Blob, "download_as_bytes", renewed_then_read)
+    gcs.put(name, OTHER)
+    assert "which job-2 on worker-1" in refused(directory, owner(), 1.5)
+    assert len(renewed) > 2
 
 
 def test_of_many_at_once_one_gets_it(gcs, directory):

@@ -84,8 +84,10 @@ class _Lease:
         refuse_at, told = time.monotonic() + self._seconds + POLL_SECONDS, False
         while not self._write(0):
             generation, holder = self._read()
+            if not generation:
+                continue  # It is free by now.
             ours = self._is_ours(holder) or lease.same_run(self._owner, holder)
-            if (generation and ours) or self._age() >= self._seconds:
+            if ours or self._age() >= self._seconds:
                 if self._write(generation):
                     return
             elif time.monotonic() >= refuse_at:
@@ -145,16 +147,16 @@ class _Lease:
     def _read(self) -> tuple[int, dict[str, Any]]:
         """Returns its generation and who holds it; 0 and nobody where there is none."""
         with _as_os_errors():
-            blob = self._bucket.get_blob(self._name, **IN_TIME)
-            if blob is None:
-                return 0, {}
-            try:
-                content = blob.download_as_bytes(
-                    if_generation_match=blob.generation, **IN_TIME
-                )
-            except (exceptions.NotFound, exceptions.PreconditionFailed):
-                return 0, {}  # It changed while we looked: look again.
-        return blob.generation, lease.parsed(content)
+            while blob := self._bucket.get_blob(self._name, **IN_TIME):
+                # It may change while we look: then look again.
+                with contextlib.suppress(
+                    exceptions.NotFound, exceptions.PreconditionFailed
+                ):
+                    content = blob.download_as_bytes(
+                        if_generation_match=blob.generation, **IN_TIME
+                    )
+                    return blob.generation, lease.parsed(content)
+        return 0, {}
 
     def _age(self) -> float:
         """Returns the seconds since it was renewed; 0 where there is none.
