@@ -23,7 +23,7 @@ import keras
 import tensorflow as tf
 
 from benchmarks import hlo, machine, tutorial
-from trainer import config, evaluate, model, step, sums
+from trainer import config, evaluation_step, model, step, sums
 
 TOPOLOGY = "v5e:2x2"
 # Of one v5e chip. Source: "TPU v5e", table of key chip specifications,
@@ -70,7 +70,9 @@ def training(precision: str, batch: int, image_size: int) -> Step:
 def evaluation(precision: str, batch: int, image_size: int) -> Step:
     """Returns the step of evaluation, and its arguments."""
     unet = _unet(config.Config(precision=precision), image_size)
-    return evaluate.make_replica_step(unet, NUM_CLASSES), _batch(batch, image_size)
+    return evaluation_step.make_replica_step(unet, NUM_CLASSES), _batch(
+        batch, image_size
+    )
 
 
 def tutorials(precision: str, batch: int, image_size: int) -> Step:

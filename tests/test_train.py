@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tests import runs
-from trainer import checkpoint, config, evaluate, job, judge, task, train
+from trainer import checkpoint, config, evaluation_step, job, judge, task, train
 
 SMALL = ["--image_size=32", "--num_pictures=1", "--cache=memory", "--log_every_steps=1"]
 
@@ -218,13 +218,13 @@ def test_test_is_evaluated_once_with_the_checkpoint_best_by_its_metric(
     told, splits = scored
     told |= {"mean_iou": [0.1, 0.9, 0.5, 0.4], "loss": [0.1, 0.9, 0.5, 0.4]}
     models = []
-    make = evaluate.make_evaluate
+    make = evaluation_step.make_evaluate
 
     def kept(strategy, model, names):
         models.append(model)
         return make(strategy, model, names)
 
-    monkeypatch.setattr(evaluate, "make_evaluate", kept)
+    monkeypatch.setattr(evaluation_step, "make_evaluate", kept)
     job_dir = trained(
         "--total_steps=4", "--eval_every_steps=1", f"--best_metric={best_metric}"
     )

@@ -215,6 +215,27 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """Returns the settings that `to_dict` made JSON values of, perhaps long ago.
+
+    A setting that came later has its default's effect.
+
+    Raises:
+        ValueError: If there is a setting that this version does not know.
+    """
+    known = {field.name for field in dataclasses.fields(Config)}
+    if unknown := sorted(values.keys() - known):
+        raise ValueError(
+            f"the run's settings must be of this version, got {', '.join(unknown)}; "
+            "use the version that made the run"
+        )
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in values.items()
+    }
+    return Config(**given)
+
+
 def from_args(args: Sequence[str]) -> Config:
     """Returns the settings of a command line.
 

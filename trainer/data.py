@@ -1,6 +1,7 @@
 """The examples of a data set as ordered, resumable batches.
 
-Letters: N examples in a batch, S side of the model's square input, C classes.
+Letters: N examples in a batch, S side of the model's square input, H and W a picture's
+own height and width, C classes.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import numpy as np
 import psutil
 import tensorflow as tf
 
-from trainer import augment, order
+from trainer import augment, order, resizing
 from trainer.dataset import Dataset, Split
 from trainer.examples import Examples, untuned
 
@@ -341,16 +342,23 @@ def _decoded(
 def decode(
     dataset: Dataset, serialized: tf.Tensor, image_size: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns a stored example at the model's size.
+    """Returns a stored example at the model's size: (S, S, 3) and (S, S) uint8."""
+    image, mask = decode_whole(dataset, serialized)
+    return resizing.image(image, image_size), resizing.mask(mask, image_size)
+
+
+def decode_whole(
+    dataset: Dataset, serialized: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns a stored example at its own size.
 
     Args:
         dataset: The data set, which tells the features and the ids.
         serialized: () string, as stored.
-        image_size: S, pixels.
 
     Returns:
-        Image (S, S, 3) uint8, resized bilinearly, and mask (S, S) uint8, by nearest
-        neighbour: class ids, `IGNORED` where the data set says so.
+        Image (H, W, 3) uint8 and mask (H, W, 1) uint8: class ids, `IGNORED` where the
+        data set says so.
 
     Raises:
         tf.errors.InvalidArgumentError: If it cannot be decoded, if the sizes differ
@@ -372,12 +380,8 @@ def decode(
         image, ids = tf.identity(image), tf.identity(ids)
     if image.shape[-1] == 1:
         image = tf.image.grayscale_to_rgb(image)
-    size = (image_size, image_size)
-    image = tf.image.resize(image, size, method="bilinear")  # (S, S, 3) float32
-    image = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
-    mask = tf.cast(tf.where(counted, ids, IGNORED), tf.uint8)
-    mask = tf.image.resize(mask, size, method="nearest")  # (S, S, 1) uint8
-    return image, mask[..., 0]
+    mask = tf.cast(tf.where(counted, ids, IGNORED), tf.uint8)  # (H, W, 1)
+    return image, mask
 
 
 # ---------------------------------------------------------------------------

@@ -81,7 +81,9 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
         raise ValueError(f"{field.name} must be at most {high:.12g}, got {value:.12g}")
 
 
-def read(args: Sequence[str], *kinds: type) -> flags.FlagValues:
+def read(
+    args: Sequence[str], *kinds: type, rest: str | None = None
+) -> flags.FlagValues:
     """Returns the flags of a command line.
 
     Args:
@@ -89,6 +91,7 @@ def read(args: Sequence[str], *kinds: type) -> flags.FlagValues:
             `--name value`; for booleans also `--name` and `--noname`. Integers may
             be written 16.0 and booleans as two words, as tuners write them.
         kinds: Dataclasses whose settings they are.
+        rest: Name of the setting that takes the arguments that are no flags.
 
     Raises:
         ValueError: One line about the flag that is unknown or malformed.
@@ -99,7 +102,9 @@ def read(args: Sequence[str], *kinds: type) -> flags.FlagValues:
         stray = values(["command", *_joined(args, booleans)])[1:]
     except flags.Error as error:
         raise ValueError(_one_line(error)) from None
-    if stray:
+    if stray and rest is not None:
+        values[rest].value = tuple(stray)
+    elif stray:
         raise ValueError(
             f"unexpected argument {stray[0]!r}: settings are given as --name=value"
         )

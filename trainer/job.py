@@ -21,10 +21,10 @@ from trainer import (
     files,
     lease,
     metrics,
-    model,
     report,
     same_run,
     step,
+    trained,
 )
 from trainer.cluster import Cluster
 
@@ -167,14 +167,10 @@ def prepare(
         settings.epochs * num_examples / global_batch_size
     )
     with strategy.scope():
-        unet = model.build_unet(
-            image_size=settings.image_size,
-            num_classes=len(opened.class_names),
-            encoder_weights="none" if saved else settings.encoder_weights,
-            train_encoder=settings.train_encoder,
-            train_encoder_batch_norm=settings.train_encoder_batch_norm,
-            precision=settings.precision,
-            seed=settings.seed,
+        unet = trained.build(
+            settings,
+            len(opened.class_names),
+            "none" if saved else settings.encoder_weights,
         )
         if settings.model_summary:
             unet.summary(line_length=100)

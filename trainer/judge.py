@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from absl import logging
 
-from trainer import data, evaluate, feed, pictures
+from trainer import data, evaluation_step, feed, pictures
 from trainer.dataset import Split
 from trainer.job import Job
 from trainer.report import Reporter
@@ -25,8 +25,8 @@ class Judge:
     ) -> None:
         self._job, self._reporter, self._check = job, reporter, check
         names = job.dataset.class_names
-        self._evaluate = evaluate.make_evaluate(job.strategy, job.model, names)
-        self._predict = evaluate.make_predict(job.strategy, job.model)
+        self._evaluate = evaluation_step.make_evaluate(job.strategy, job.model, names)
+        self._predict = evaluation_step.make_predict(job.strategy, job.model)
 
     def validate(self) -> None:
         """Adds an evaluation of validation to the state, its row and its pictures."""

@@ -14,21 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from trainer import config, flags, interruption, terminal
-
-REFUSED, FAILED, INTERRUPTED = 2, 1, 130
-# For gs://, read by TensorFlow when it first opens such a path; the user's own go
-# first. Its defaults read 64 MB at once for each open file, and wait up to an
-# hour for an answer. With no cache of blocks, a file that is read from head to tail
-# costs one request for each block, and no byte twice.
-GCS_DEFAULTS = {
-    "GCS_READ_CACHE_BLOCK_SIZE_MB": "2",
-    "GCS_READ_CACHE_MAX_SIZE_MB": "0",
-    "GCS_REQUEST_CONNECTION_TIMEOUT_SECS": "30",
-    "GCS_REQUEST_IDLE_TIMEOUT_SECS": "30",
-    "GCS_METADATA_REQUEST_TIMEOUT_SECS": "60",
-    "GCS_READ_REQUEST_TIMEOUT_SECS": "120",
-    "GCS_WRITE_REQUEST_TIMEOUT_SECS": "600",
-}
+from trainer.command import FAILED, INTERRUPTED, REFUSED, set_up_gcs
 
 
 def command() -> NoReturn:
@@ -63,8 +49,7 @@ def _run(args: Sequence[str], process_start: float, held: contextlib.ExitStack) 
     notice: interruption.Notice | None = None
     try:
         settings = _settings(args)
-        for name, value in GCS_DEFAULTS.items():
-            os.environ.setdefault(name, value)
+        set_up_gcs()
         notice = held.enter_context(
             interruption.listening(settings.grace_seconds, os.environ)
         )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import data, dataset, distribution, evaluate, metrics, model
+from trainer import data, dataset, distribution, evaluation_step, metrics, model
 
 SIZE = 32
 NAMES = ["ground", "disc"]
@@ -58,7 +58,7 @@ def evaluated(opened, strategy, network, batch_size):
             stop=stop,
         )
 
-    run = evaluate.make_evaluate(strategy, network, NAMES)
+    run = evaluation_step.make_evaluate(strategy, network, NAMES)
     with data.iterator(stream, strategy) as batches:
         return run(batches, turns)
 
@@ -129,7 +129,7 @@ def answer(image, training):
 def figures(image, mask, batch_size):
     """Returns the figures of images whose red channel is the prediction."""
     one = tf.distribute.OneDeviceStrategy("/cpu:0")
-    run = evaluate.make_evaluate(one, answer, ["a", "b", "c"])
+    run = evaluation_step.make_evaluate(one, answer, ["a", "b", "c"])
     batches = tf.data.Dataset.from_tensor_slices((image, mask)).batch(batch_size)
     return run(iter(batches), len(image) // batch_size)
 
@@ -165,7 +165,7 @@ def test_a_split_of_ignored_pixels_only_has_no_figures():
 
 
 def test_more_batches_than_fit_in_one_call_all_count():
-    count = 2 * evaluate.STEPS_PER_CALL + 1
+    count = 2 * evaluation_step.STEPS_PER_CALL + 1
     predicted = np.zeros((count, 2, 2))
     predicted[-1] = 1
     found = figures(answers(predicted), np.zeros((count, 2, 2), np.uint8), 1)
@@ -178,6 +178,6 @@ def test_prediction_is_the_most_likely_class_of_each_pixel():
         tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"]),
     ):
         image = np.random.default_rng(0).integers(0, 3, (3, 4, 4, 3)).astype(np.uint8)
-        found = evaluate.make_predict(strategy, answer)(image)
+        found = evaluation_step.make_predict(strategy, answer)(image)
         assert found.dtype == np.uint8
         np.testing.assert_array_equal(found, image[..., 0])

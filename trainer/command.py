@@ -1,0 +1,76 @@
+"""What commands have in common: flags in, exit code out, what may go wrong on the way.
+
+Exit codes: 0 done; 2 refused, nothing written; 1 stopped later; 130 interrupted.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from trainer import flags, terminal
+
+REFUSED, FAILED, INTERRUPTED = 2, 1, 130
+# For gs://, read by TensorFlow when it first opens such a path; the user's own go
+# first. Its defaults read 64 MB at once for each open file, and wait up to an
+# hour for an answer. With no cache of blocks, a file that is read from head to tail
+# costs one request for each block, and no byte twice.
+GCS_DEFAULTS = {
+    "GCS_READ_CACHE_BLOCK_SIZE_MB": "2",
+    "GCS_READ_CACHE_MAX_SIZE_MB": "0",
+    "GCS_REQUEST_CONNECTION_TIMEOUT_SECS": "30",
+    "GCS_REQUEST_IDLE_TIMEOUT_SECS": "30",
+    "GCS_METADATA_REQUEST_TIMEOUT_SECS": "60",
+    "GCS_READ_REQUEST_TIMEOUT_SECS": "120",
+    "GCS_WRITE_REQUEST_TIMEOUT_SECS": "600",
+}
+
+Settings = TypeVar("Settings")
+
+
+def run(
+    about: str,
+    kind: type[Settings],
+    args: Sequence[str],
+    ready: Callable[[Settings], Callable[[], int]],
+    rest: str | None = None,
+) -> int:
+    """Runs one command; returns its exit code.
+
+    Args:
+        about: The first line of its `--help`.
+        kind: Dataclass of its settings.
+        args: The command line without the program's name.
+        ready: Makes all ready, and returns the work; what it raises refuses the command.
+            TensorFlow is imported in there, not before.
+        rest: Name of the setting that takes the arguments that are no flags.
+    """
+    if flags.asks_for_help(args):
+        print(f"{about}\n\n{flags.help_text(kind)}")
+        return 0
+    try:
+        settings = flags.make(kind, flags.read(args, kind, rest=rest))
+        set_up_gcs()
+        with terminal.quiet_start():
+            work = ready(settings)
+    except ModuleNotFoundError as error:
+        return terminal.stopped(REFUSED, terminal.missing(error))
+    except KeyboardInterrupt:
+        return terminal.stopped(INTERRUPTED, "interrupted; nothing was written")
+    except Exception as error:
+        if not terminal.expected(error):
+            raise
+        return terminal.stopped(REFUSED, terminal.one_line(error))
+    try:
+        return work()
+    except KeyboardInterrupt:
+        return terminal.stopped(INTERRUPTED, "interrupted")
+    except Exception as error:
+        if not terminal.expected(error):
+            raise
+        return terminal.stopped(FAILED, terminal.one_line(error))
+
+
+def set_up_gcs() -> None:
+    """Sets TensorFlow's variables for gs:// where the user did not."""
+    for name, value in GCS_DEFAULTS.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,53 @@
+"""Pictures to the model's size, and what it says of them back to their own.
+
+Letters: H and W the picture's own height and width in pixels, S side of the model's
+square input, C classes.
+"""
+
+import tensorflow as tf
+
+
+def image(image: tf.Tensor, size: int) -> tf.Tensor:
+    """Returns an image at the model's size, resized bilinearly, whatever its shape.
+
+    Args:
+        image: (H, W, 3) uint8.
+        size: S, pixels.
+
+    Returns:
+        (S, S, 3) uint8.
+    """
+    resized = tf.image.resize(image, (size, size), method="bilinear")
+    return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
+
+
+def mask(mask: tf.Tensor, size: int) -> tf.Tensor:
+    """Returns a mask at the model's size, by nearest neighbour: no id is invented.
+
+    Args:
+        mask: (H, W, 1) uint8 class ids.
+        size: S, pixels.
+
+    Returns:
+        (S, S) uint8.
+    """
+    return tf.image.resize(mask, (size, size), method="nearest")[..., 0]
+
+
+def probabilities(
+    probabilities: tf.Tensor, height: tf.Tensor | int, width: tf.Tensor | int
+) -> tf.Tensor:
+    """Returns probabilities at a picture's own size, resized bilinearly.
+
+    Their argmax is the prediction there; resizing the prediction itself would leave
+    stairs at each boundary.
+
+    Args:
+        probabilities: (S, S, C) float32.
+        height: H.
+        width: W.
+
+    Returns:
+        (H, W, C) float32.
+    """
+    return tf.image.resize(probabilities, (height, width), method="bilinear")

@@ -1,0 +1,76 @@
+"""A trained model as its run left it in a job_dir."""
+
+import dataclasses
+import os
+from typing import Any
+
+import keras
+
+from trainer import checkpoint, config, files, model
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A model and what is known of it."""
+
+    model: keras.Model  # Image (N, S, S, 3) float32 0..255 -> logits (N, S, S, C).
+    settings: config.Config
+    class_names: tuple[str, ...]  # C of them.
+    checkpoint: str  # Path of the file that it was read from.
+    step: int  # After which it was saved.
+    validation: dict[str, Any]  # Its metrics then, val_...; none if it was not judged.
+
+
+def build(
+    settings: config.Config, num_classes: int, encoder_weights: str = "none"
+) -> keras.Model:
+    """Returns the model of a run's settings, its encoder's weights as said."""
+    return model.build_unet(
+        image_size=settings.image_size,
+        num_classes=num_classes,
+        encoder_weights=encoder_weights,
+        train_encoder=settings.train_encoder,
+        train_encoder_batch_norm=settings.train_encoder_batch_norm,
+        precision=settings.precision,
+        seed=settings.seed,
+    )
+
+
+def load(job_dir: str, which: str = "best") -> Trained:
+    """Returns the model of a run.
+
+    Args:
+        job_dir: Of the run, local or gs://; it may still be under way.
+        which: "best", the checkpoint that validation chose, or "latest".
+
+    Raises:
+        ValueError: If there is no run, none of its checkpoints yet, or a damaged one.
+    """
+    written = files.read_json(os.path.join(job_dir, "config.json"))
+    if "settings" not in written:
+        raise ValueError(
+            f"job_dir must hold a run, got {job_dir} without a config.json of one; "
+            "train first: python -m trainer.task --job_dir=..."
+        )
+    settings = config.from_dict(written["settings"])
+    directory = settings.checkpoint_dir or os.path.join(job_dir, "checkpoints")
+    name = checkpoint.pointer(directory).get(which)
+    if name is None:
+        raise ValueError(
+            f"job_dir must hold a checkpoint, got {job_dir}, whose {directory} has none "
+            "yet; wait for the first evaluation, or go on with the run"
+        )
+    saved = checkpoint.load(directory, name, prefix="model/")
+    names = tuple(saved.state["class_names"])
+    unet = build(settings, len(names))
+    checkpoint.assign(saved.arrays, checkpoint.named_variables(unet))
+    step = saved.state["step"]
+    judged = [e for e in saved.state["evaluations"] if e["step"] == step]
+    return Trained(
+        model=unet,
+        settings=settings,
+        class_names=names,
+        checkpoint=os.path.join(directory, f"{name}.npz"),
+        step=step,
+        validation=judged[-1] if judged else {},
+    )
