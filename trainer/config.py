@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainer import flags
+from trainer import flags, objective
 from trainer.flags import setting
 
 
@@ -57,6 +57,10 @@ class Config:
     total_steps: int | None = setting("Training", None, "Steps to train, instead of epochs.", low=1)
     batch_size: int = setting("Training", 64, "Examples per step on one replica.", low=1)
     global_batch_size: int | None = setting("Training", None, "Examples per step over all replicas, instead of batch_size.", low=1)
+    loss: str = setting("Training", "cross_entropy", "What training makes small: cross_entropy, focal, dice, jaccard, or a sum such as cross_entropy+0.5*dice.", identity=True)
+    focal_gamma: float = setting("Training", objective.FOCAL_GAMMA, "With focal: how much less the pixels count that are almost right; 0 is cross_entropy.", low=0, high=10, identity=True)
+    class_weights: str | None = setting("Training", None, "Weight of the pixels of each class, such as 2,2,1; frequency: one over its share of the training pixels.", identity=True)
+    label_smoothing: float = setting("Training", 0.0, "With cross_entropy: share of the truth that is spread over all classes alike.", low=0, high=0.99, identity=True)
     optimizer: str = setting("Training", "adam", "Rule of the update.", choices=("adam", "adamw"), identity=True)
     learning_rate: float = setting("Training", 1e-3, "Learning rate, after warm-up.", low=0, identity=True)
     scale_learning_rate: str = setting("Training", "none", "What the learning rate of a new run is multiplied by: nothing, its replicas, or their square root.", choices=("none", "linear", "sqrt"), identity=True)
@@ -117,6 +121,9 @@ class Config:
                     "class_names must be at most 255, for id 255 means an ignored "
                     f"pixel, got {len(self.class_names)}"
                 )
+        objective.check(
+            self.loss, self.focal_gamma, self.label_smoothing, self.class_weights
+        )
         if self.epochs == 0 or self.learning_rate == 0:
             name = "epochs" if self.epochs == 0 else "learning_rate"
             raise ValueError(f"{name} must be more than 0, got 0; leave it out")

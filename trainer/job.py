@@ -21,6 +21,7 @@ from trainer import (
     files,
     lease,
     metrics,
+    objective,
     report,
     same_run,
     step,
@@ -78,6 +79,7 @@ def new_state(settings: config.Config, examples: list[int]) -> dict[str, Any]:
         "global_batch_size": None,
         "class_names": None,
         "learning_rate": None,  # As scaled when the run began.
+        "class_weights": None,  # As counted when the run began, if they are.
         "seconds": 0.0,  # Of training, over all restarts.
         "seconds_of": {},  # Of all its processes, by use; see `clock`.
         "time_saved": None,  # Seconds since 1970.
@@ -325,6 +327,7 @@ def _open(settings: config.Config) -> dataset.Dataset:
         limit_train_examples=settings.limit_train_examples,
         limit_eval_examples=settings.limit_eval_examples,
     )
+    objective.check_classes(settings.class_weights, tuple(opened.class_names))
     empty = np.zeros([len(opened.class_names)] * 2, np.int64)
     known = ["val_loss"]
     known += [f"val_{m}" for m in metrics.summary(empty, list(opened.class_names))]

@@ -11,6 +11,9 @@ import tensorflow as tf
 
 from trainer import losses, sums
 
+# Logits (N, S, S, C) and mask (N, S, S) -> this replica's share of the loss, () float32.
+Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
 # Dynamic loss scale, after Micikevicius et al. 2018, arXiv:1710.03740, section 3.2.
 FIRST_SCALE = 2.0**15
 STEPS_TO_DOUBLE = 2000
@@ -79,6 +82,7 @@ def make_optimizer(
 def make_gradients(
     model: keras.Model,
     *,
+    loss: Loss = losses.share,
     loss_scale: LossScale | None = None,
     clip_norm: float | None = None,
 ) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, list[tf.Tensor]]]:
@@ -92,21 +96,17 @@ def make_gradients(
     def gradients_of(
         image: tf.Tensor, mask: tf.Tensor
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        context = tf.distribute.get_replica_context()
         with tf.GradientTape() as tape:
             logits = model(tf.cast(image, tf.float32), training=True)
-            nats, pixels = losses.cross_entropy(logits, mask)
-            # Replicas add up: each divides by what all of them count.
-            counted = context.all_reduce("sum", tf.reduce_sum(pixels))
-            loss = tf.reduce_sum(nats) / tf.maximum(counted, 1.0)
-            scaled = loss * loss_scale.scale.value if loss_scale else loss
+            share = loss(logits, mask)
+            scaled = share * loss_scale.scale.value if loss_scale else share
         gradients = tape.gradient(scaled, model.trainable_variables)
         gradients = sums.over_replicas(gradients)
         if loss_scale:
             gradients = [g / loss_scale.scale.value for g in gradients]
         if clip_norm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, clip_norm)
-        return loss, gradients
+        return share, gradients
 
     return gradients_of
 
@@ -115,6 +115,7 @@ def make_replica_step(
     model: keras.Model,
     optimizer: keras.Optimizer,
     *,
+    loss: Loss = losses.share,
     clip_norm: float | None = None,
 ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """Returns what each replica does in a step without a loss scale; arguments as below.
@@ -123,12 +124,12 @@ def make_replica_step(
         (image (N, S, S, 3) uint8, mask (N, S, S) uint8) -> this replica's share of the
         loss, () float32.
     """
-    gradients_of = make_gradients(model, clip_norm=clip_norm)
+    gradients_of = make_gradients(model, loss=loss, clip_norm=clip_norm)
 
     def replica_step(image: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-        loss, gradients = gradients_of(image, mask)
+        share, gradients = gradients_of(image, mask)
         optimizer.apply(gradients, model.trainable_variables)
-        return loss
+        return share
 
     return replica_step
 
@@ -137,6 +138,7 @@ def _make_step(
     strategy: tf.distribute.Strategy,
     model: keras.Model,
     optimizer: keras.Optimizer,
+    loss: Loss,
     loss_scale: LossScale | None,
     clip_norm: float | None,
 ) -> Callable[[tuple], tf.Tensor]:
@@ -147,20 +149,24 @@ def _make_step(
     update, within a condition of its own.
     """
     if loss_scale is None:
-        replica_step = make_replica_step(model, optimizer, clip_norm=clip_norm)
+        replica_step = make_replica_step(
+            model, optimizer, loss=loss, clip_norm=clip_norm
+        )
         return lambda batch: strategy.run(replica_step, args=batch)
-    gradients_of = make_gradients(model, loss_scale=loss_scale, clip_norm=clip_norm)
+    gradients_of = make_gradients(
+        model, loss=loss, loss_scale=loss_scale, clip_norm=clip_norm
+    )
 
     def checked(image: tf.Tensor, mask: tf.Tensor) -> tuple:
-        loss, gradients = gradients_of(image, mask)
+        share, gradients = gradients_of(image, mask)
         finite = [tf.reduce_all(tf.math.is_finite(g)) for g in gradients]
-        return loss, gradients, tf.reduce_all(finite)
+        return share, gradients, tf.reduce_all(finite)
 
     def apply(gradients: list[tf.Tensor]) -> None:
         optimizer.apply(gradients, model.trainable_variables)
 
     def step(batch: tuple) -> tf.Tensor:
-        loss, gradients, finite = strategy.run(checked, args=batch)
+        share, gradients, finite = strategy.run(checked, args=batch)
         # Of the same sums, it is the same on all.
         finite = strategy.experimental_local_results(finite)[0]
 
@@ -170,7 +176,7 @@ def _make_step(
 
         tf.cond(finite, update, lambda: tf.constant(False))
         loss_scale.adjust(finite)
-        return loss
+        return share
 
     return step
 
@@ -180,6 +186,7 @@ def make_train_steps(
     model: keras.Model,
     optimizer: keras.Optimizer,
     *,
+    loss: Loss = losses.share,
     loss_scale: LossScale | None = None,
     clip_norm: float | None = None,
     jit_compile: bool = False,
@@ -190,16 +197,17 @@ def make_train_steps(
         strategy: Where the replicas live.
         model: Image (N, S, S, 3) float32 -> logits.
         optimizer: What `make_optimizer` returned for it.
+        loss: What the steps make small; cross-entropy when absent.
         loss_scale: For float16; none where absent.
         clip_norm: Largest global norm of the summed gradient.
         jit_compile: Whether XLA compiles the step.
 
     Returns:
         (iterator of distributed batches, n) -> (sum of the losses, last loss, steps
-        taken, seconds spent waiting for batches). Losses are in nats per counted pixel
-        of the global batch. It stops after a loss that is not finite.
+        taken, seconds spent waiting for batches). Losses are of the global batch, all
+        replicas' shares. It stops after a loss that is not finite.
     """
-    step = _make_step(strategy, model, optimizer, loss_scale, clip_norm)
+    step = _make_step(strategy, model, optimizer, loss, loss_scale, clip_norm)
     if jit_compile:
         step = tf.function(step, jit_compile=True)
 

@@ -28,10 +28,13 @@ import tensorflow as tf
 from absl import logging
 
 from trainer import (
+    balance,
     checkpoint,
     data,
     feed,
     interruption,
+    losses,
+    objective,
     report,
     step,
     telling,
@@ -155,6 +158,8 @@ class Run:
         )
         self._saved_step = job.state["step"] if job.latest else None
         self._saved_at = time.monotonic()
+        with self.clock.spent("starting"):
+            self._class_weights = balance.class_weights(job, self._check)
         if job.state["step"] == 0:
             with self.clock.spent("evaluating"):
                 self._judge.draw_augmented()
@@ -170,6 +175,13 @@ class Run:
             job.strategy,
             job.model,
             job.optimizer,
+            loss=functools.partial(
+                losses.share,
+                terms=objective.terms(settings.loss),
+                focal_gamma=settings.focal_gamma,
+                label_smoothing=settings.label_smoothing,
+                class_weights=self._class_weights,
+            ),
             loss_scale=job.loss_scale,
             clip_norm=settings.clip_norm,
             jit_compile=settings.jit_compile,
