@@ -1,4 +1,8 @@
-"""Sums of cross-entropy, against Keras and against what is known by hand."""
+"""Losses and their gradients, against Keras and against what is known by hand."""
+
+import functools
+import itertools
+import math
 
 import keras
 import numpy as np
@@ -99,3 +103,164 @@ def test_loss_compiles_under_xla_with_an_unsigned_mask():
     expected, counted = losses.cross_entropy(logits, mask)
     np.testing.assert_allclose(per_image, expected, rtol=1e-6)
     np.testing.assert_array_equal(pixels, counted)
+
+
+# ---------------------------------------------------------------------------
+# The loss that is trained on
+
+WEIGHTS = (2.0, 1.0, 5.0)
+CASES = [
+    *itertools.product(
+        [{"cross_entropy": 1.0}, {"focal": 1.0}, {"dice": 1.0}, {"jaccard": 1.0}],
+        [{}, {"class_weights": WEIGHTS}],
+    ),
+    ({"cross_entropy": 1.0}, {"label_smoothing": 0.1, "class_weights": WEIGHTS}),
+    ({"focal": 1.0}, {"focal_gamma": 0.5}),
+    ({"cross_entropy": 1.0, "dice": 0.5, "jaccard": 0.25, "focal": 2.0}, {}),
+]
+
+
+def four_pixels():
+    """Returns logits and mask of pixels of class 0, 1, ignored, 0; class 2 is absent."""
+    probabilities = [[[0.7, 0.2, 0.1], [0.3, 0.6, 0.1]]]
+    probabilities += [[[0.1, 0.1, 0.8], [0.5, 0.25, 0.25]]]
+    return np.log(np.array([probabilities], np.float32)), np.array([[[0, 1], [255, 0]]])
+
+
+LN7, LN6, LN5 = (-math.log(p) for p in (0.7, 0.6, 0.5))
+DICE, JACCARD = (2.4 / 3.5, 1.2 / 2.05), (1.2 / 2.3, 0.6 / 1.45)
+BY_HAND = {
+    "cross_entropy": (LN7 + LN6 + LN5) / 3,
+    "focal": (0.3**2 * LN7 + 0.4**2 * LN6 + 0.5**2 * LN5) / 3,
+    "dice": 1 - (DICE[0] + DICE[1]) / 2,
+    "jaccard": 1 - (JACCARD[0] + JACCARD[1]) / 2,
+}
+WEIGHTED_BY_HAND = {
+    "cross_entropy": (2 * LN7 + LN6 + 2 * LN5) / 5,
+    "focal": (2 * 0.3**2 * LN7 + 0.4**2 * LN6 + 2 * 0.5**2 * LN5) / 5,
+    "dice": 1 - (2 * DICE[0] + DICE[1]) / 3,
+    "jaccard": 1 - (2 * JACCARD[0] + JACCARD[1]) / 3,
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_loss_of_four_pixels_is_what_it_is_by_hand(name):
+    logits, mask = four_pixels()
+    found = losses.share(logits, mask, terms={name: 1.0})
+    assert float(found) == pytest.approx(BY_HAND[name], rel=1e-6)
+    found = losses.share(logits, mask, terms={name: 0.5}, class_weights=WEIGHTS)
+    assert float(found) == pytest.approx(WEIGHTED_BY_HAND[name] / 2, rel=1e-6)
+
+
+def test_a_sum_of_losses_is_the_sum():
+    found = losses.share(*four_pixels(), terms={"cross_entropy": 1.0, "jaccard": 0.5})
+    expected = BY_HAND["cross_entropy"] + 0.5 * BY_HAND["jaccard"]
+    assert float(found) == pytest.approx(expected, rel=1e-6)
+
+
+def test_smoothed_truth_costs_what_keras_says():
+    logits, mask = example()
+    keras_loss = keras.losses.CategoricalCrossentropy(True, label_smoothing=0.2)
+    expected = keras_loss(np.eye(3, dtype=np.float32)[mask], logits)
+    found = losses.share(logits, mask, label_smoothing=0.2)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_focal_loss_without_gamma_is_cross_entropy():
+    logits, mask = example()
+    found = losses.share(logits, mask, terms={"focal": 1.0}, focal_gamma=0.0)
+    assert float(found) == pytest.approx(float(losses.share(logits, mask)), rel=1e-6)
+
+
+def in_float64(logits, mask, terms, focal_gamma=2.0, label_smoothing=0.0, **weights):
+    """Returns the loss, pixel by pixel and class by class in float64."""
+    weights = np.array(weights.get("class_weights", np.ones(3)))
+    x, truth = logits[mask != 255].astype(np.float64), np.eye(3)[mask[mask != 255]]
+    p = np.exp(x) / np.exp(x).sum(axis=1, keepdims=True)
+    pixel, right = truth @ weights, (truth * p).sum(axis=1)
+    both, of_both = (truth * p).sum(axis=0), truth.sum(axis=0) + p.sum(axis=0)
+    smooth = (1 - label_smoothing) * truth + label_smoothing / 3
+    of_class = weights * (truth.sum(axis=0) > 0)
+    found = {
+        "cross_entropy": -(pixel * (smooth * np.log(p)).sum(axis=1)).sum()
+        / pixel.sum(),
+        "focal": -(pixel * (1 - right) ** focal_gamma * np.log(right)).sum()
+        / pixel.sum(),
+        "dice": (of_class * (1 - 2 * both / of_both)).sum() / of_class.sum(),
+        "jaccard": (of_class * (1 - both / (of_both - both))).sum() / of_class.sum(),
+    }
+    return sum(factor * found[name] for name, factor in terms.items())
+
+
+@pytest.mark.parametrize(("terms", "settings"), CASES)
+def test_gradient_is_that_of_small_steps(terms, settings):
+    logits, mask = example(n=2, side=2, num_classes=3)
+    mask[0, 0] = 255
+    mask[mask == 2] = 0  # One class is absent.
+    x = tf.constant(logits)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = losses.share(x, mask, terms=terms, **settings)
+    assert float(loss) == pytest.approx(in_float64(logits, mask, terms, **settings))
+    found, expected = tape.gradient(loss, x).numpy(), np.zeros_like(logits)
+    for at in np.ndindex(logits.shape):
+        step = np.zeros(logits.shape)
+        step[at] = 1e-5
+        ends = (
+            in_float64(logits + sign * step, mask, terms, **settings)
+            for sign in (1, -1)
+        )
+        expected[at] = np.subtract(*ends) / 2e-5
+    np.testing.assert_allclose(found, expected, atol=2e-7, rtol=1e-5)
+    assert (found[0, 0] == 0).all() and found[0, 1].all()
+
+
+@pytest.mark.parametrize(("terms", "settings"), CASES)
+def test_ignored_pixels_change_nothing_whatever_their_logits(terms, settings):
+    logits, mask = example()
+    mask[0, :2] = 255
+    found = losses.share(logits, mask, terms=terms, **settings)
+    logits[0, 0] = [1e38, -1e38, 0]
+    logits[0, 1] = -65504
+    x = tf.constant(logits)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        again = losses.share(x, mask, terms=terms, **settings)
+    gradient = tape.gradient(again, x).numpy()
+    assert float(found) == float(again)
+    assert (gradient[0, :2] == 0).all() and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("terms", [{name: 1.0} for name in BY_HAND])
+def test_a_sure_answer_and_one_without_a_counted_pixel_have_finite_gradients(terms):
+    mask = np.array([[[0, 1], [2, 255]]])
+    sure, none = 1e4 * np.eye(3)[mask % 3], np.full_like(mask, 255)
+    for logits, truth in ((sure, mask), (four_pixels()[0], none)):
+        x = tf.constant(logits, tf.float32)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = losses.share(x, truth, terms=terms, focal_gamma=0.5)
+        assert float(loss) == 0
+        assert np.isfinite(tape.gradient(loss, x)).all()
+
+
+@pytest.mark.parametrize("terms", [{name: 1.0} for name in BY_HAND])
+def test_logits_that_are_not_finite_make_every_loss_nan(terms):
+    logits, mask = example()
+    logits[1, 2, 3, 0] = np.nan
+    assert np.isnan(losses.share(logits, mask, terms=terms))
+
+
+def test_losses_compile_under_xla_and_are_of_float32():
+    logits, mask = example()
+    mask[0, 0] = 255
+    settings = {"terms": CASES[-1][0], "class_weights": WEIGHTS, "label_smoothing": 0.1}
+    compiled = tf.function(
+        functools.partial(losses.share, **settings), jit_compile=True
+    )
+    found = compiled(tf.constant(logits), mask.astype(np.uint8))
+    assert float(found) == pytest.approx(float(losses.share(logits, mask, **settings)))
+    narrow = tf.cast(logits, tf.float16)
+    found = losses.share(narrow, mask, **settings)
+    assert found.dtype == tf.float32
+    assert found == losses.share(tf.cast(narrow, tf.float32), mask, **settings)

@@ -1,11 +1,13 @@
 """One step: the same update on any replicas, the clip, the float16 scale, the stop."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import checkpoint, losses, step
+from trainer import checkpoint, distribution, losses, model, step
 
 SIZE, CLASSES, RATE = 4, 3, 0.5
 
@@ -330,3 +332,69 @@ def test_values_taken_for_a_save_stay_while_the_run_goes_on(jit_compile):
         np.testing.assert_array_equal(array, copied[name], name)
     unchanged = [name for name in taken if (after[name] == copied[name]).all()]
     assert [name.split("/")[-1] for name in unchanged] == ["learning_rate"]
+
+
+# ---------------------------------------------------------------------------
+# Other losses
+
+LOSS = functools.partial(
+    losses.share,
+    terms={"cross_entropy": 1.0, "dice": 0.5, "jaccard": 1.0, "focal": 1.0},
+    class_weights=(2.0, 1.0, 0.3),
+    label_smoothing=0.1,
+)
+
+
+@pytest.fixture
+def mirrored(monkeypatch):
+    """Returns the strategy of a run on the devices that conftest made."""
+    monkeypatch.setattr(
+        tf.config, "set_logical_device_configuration", lambda cpu, devices: None
+    )
+    return functools.partial(distribution.make_strategy, "mirrored")
+
+
+def several_steps(strategy, image, mask, **settings):
+    """Returns the sum of the losses and the weights, as a U-Net's last layer learns."""
+    with strategy.scope():
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((SIZE, SIZE, 3))
+        unet = keras.Model(inputs, model.UpConv(CLASSES, use_bias=True)([inputs]))
+        optimizer = adam(unet)
+    run = step.make_train_steps(strategy, unet, optimizer, loss=LOSS, **settings)
+    total, *_ = run(batches(strategy, image, mask), len(image))
+    return total, unet.get_weights()
+
+
+@pytest.fixture(scope="module")
+def unequal():
+    """Returns 5 batches of 64 examples; classes and counted pixels differ between them."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (5, 64, SIZE, SIZE, 3)).astype(np.uint8)
+    mask = rng.integers(0, CLASSES, (5, 64, 2 * SIZE, 2 * SIZE)).astype(np.uint8)
+    mask[:, :16][mask[:, :16] == 2] = 255  # The first of 4 replicas has no class 2.
+    return image, mask
+
+
+@pytest.fixture(scope="module")
+def on_one(unequal):
+    return several_steps(strategy_of(1), *unequal)
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_replicas_take_the_steps_of_one_bit_for_bit_on_any_loss(
+    replicas, mirrored, unequal, on_one
+):
+    total, weights = several_steps(mirrored(replicas), *unequal)
+    assert total == pytest.approx(on_one[0], rel=1e-6)
+    for ours, theirs in zip(on_one[1], weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_any_loss_compiles_and_bears_a_loss_scale(mirrored, unequal, on_one):
+    compiled = several_steps(strategy_of(1), *unequal, jit_compile=True)
+    scaled = several_steps(mirrored(2), *unequal, loss_scale=step.LossScale())
+    for total, weights in (compiled, scaled):
+        assert total == pytest.approx(on_one[0], rel=1e-4)
+        for ours, theirs in zip(on_one[1], weights, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-3)
