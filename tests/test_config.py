@@ -47,6 +47,10 @@ OTHER = {
     "total_steps": 10**9,
     "batch_size": 3,
     "global_batch_size": 12,
+    "loss": "cross_entropy+0.5*focal",
+    "focal_gamma": 1.5,
+    "class_weights": "2,0.5,1e-3",
+    "label_smoothing": 0.1,
     "optimizer": "adamw",
     "learning_rate": 1e-17,
     "schedule": "cosine",
@@ -84,6 +88,7 @@ NEEDS = {
     "download": {"data_dir": "d"},
     "train_encoder_batch_norm": {"train_encoder": True},
     "weight_decay": {"optimizer": "adamw"},
+    "focal_gamma": {"loss": "focal"},
 }
 # Each of these is in conflict with another one.
 ALONE = {"batch_size", "jit_compile", "scale_learning_rate", "tpu", "try_gcs"}

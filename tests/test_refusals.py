@@ -25,6 +25,14 @@ from conftest import PET_FEATURES, write_tfds
 from trainer import job, task, train
 
 HELP = "; --help shows all flags"
+SUM = (
+    "loss must be a sum of cross_entropy, focal, dice, jaccard, each with a factor above "
+    "0 or none, such as cross_entropy+0.5*dice, got"
+)
+WEIGHTS = (
+    "class_weights must be frequency, or numbers separated by commas, none below 0 and "
+    "one above, got"
+)
 AT_LEAST_TWO = "class_names must be at least two names separated by commas, got"
 VALIDATION = "must be a metric of validation such as val_mean_iou or val_loss, got"
 KNOWN_METRICS = "val_loss, val_mean_iou, val_pixel_accuracy, val_iou/pet, ..."
@@ -62,6 +70,19 @@ FLAGS = {
     "--early_stopping_evals=0": "early_stopping_evals must be at least 1, got 0",
     "--limit_train_examples=0": "limit_train_examples must be at least 1, got 0",
     "--optimizer=sgd": "optimizer must be one of adam, adamw, got 'sgd'",
+    **{
+        f"--loss={loss}": f"{SUM} '{loss}'"
+        for loss in ("mse", "dice+", "2dice", "dice*2", "0*dice", "-1*dice")
+    },
+    "--loss=inf*dice+focal": f"{SUM} 'inf*dice+focal'",
+    "--loss=2*focal+0.5*focal": "loss must name each loss once, got "
+    "'2*focal+0.5*focal'",
+    "--focal_gamma=-1": "focal_gamma must be at least 0, got -1",
+    "--label_smoothing=1": "label_smoothing must be at most 0.99, got 1",
+    **{
+        f"--class_weights={weights}": f"{WEIGHTS} '{weights}'"
+        for weights in ("often", "1,,2", "1,-1,2", "0,0,0", "1,nan,2")
+    },
     "--schedule=linear": "schedule must be one of constant, cosine, got 'linear'",
     "--strategy=tpus": "strategy must be one of ..., got 'tpus'",
     "--cache=disk": "cache must be one of auto, memory, none, got 'disk'",
@@ -117,6 +138,10 @@ FLAGS = {
     "both: 8 per replica and 16 over all",
     "--weight_decay=0.1": "weight_decay needs optimizer adamw, got adam; add "
     "--optimizer=adamw",
+    "--focal_gamma=1": "focal_gamma needs focal in loss, got cross_entropy; add "
+    "--loss=focal",
+    "--label_smoothing=0.1 --loss=dice": "label_smoothing needs cross_entropy in loss, "
+    "got dice; leave it out",
     "--train_encoder_batch_norm": "train_encoder_batch_norm needs train_encoder, got it "
     "alone; add --train_encoder",
     "--strategy=one_device --num_cpu_devices=2": "num_cpu_devices=2 needs strategy "
@@ -193,6 +218,8 @@ DATA = {
     "--dataset=shapes --data_dir={shapes} --test_split=validation --mask_feature=labels "
     "--class_names=a,b": "test_split must be another than val_split, got validation "
     "for both: nothing may be chosen on test; give --test_split=none or a --val_split",
+    "--class_weights=2,1": "class_weights must be one for each of pet, background, "
+    "border, got 2 for 3: 2,1",
     "--encoder_weights={tmp}/none.weights.h5": "encoder_weights must be imagenet, none "
     "or a .weights.h5 file, got {tmp}/none.weights.h5: there is no such file",
     "--encoder_weights=image_net": "encoder_weights must be imagenet, none or a "
@@ -521,6 +548,9 @@ CHANGES = {
     "precision": ("'float32'", "'mixed_bfloat16'"),
     "limit_train_examples": ("None", "4"),
     "clip_norm": ("None", "1.0"),
+    "loss": ("'cross_entropy'", "'cross_entropy+dice'"),
+    "class_weights": ("None", "'frequency'"),
+    "label_smoothing": ("0.0", "0.1"),
     "mask_offset": ("None", "-1"),
     "best_metric": ("'val_mean_iou'", "'val_loss'"),
     "global_batch_size": ("64", "32"),

@@ -39,7 +39,7 @@ class Judge:
         self._reporter.evaluation(row)
         self.draw(f"step-{at:08d}", job.dataset.val, "val")
         rows = [row for row in self._reporter.rows if row["kind"] == "train"]
-        curves = pictures.curves(rows, job.state["evaluations"])
+        curves = pictures.curves(rows, job.state["evaluations"], job.settings.loss)
         self._reporter.picture("curves", curves, at)
 
     def metrics(self, split: Split, name: str) -> dict[str, float | None]:

@@ -86,7 +86,9 @@ def panels(
     return np.asarray(canvas)
 
 
-def curves(train: list[dict], evaluations: list[dict]) -> np.ndarray:
+def curves(
+    train: list[dict], evaluations: list[dict], loss: str = "cross_entropy"
+) -> np.ndarray:
     """Returns a picture of the loss, and of the metrics, over the steps of a run.
 
     Args:
@@ -94,6 +96,7 @@ def curves(train: list[dict], evaluations: list[dict]) -> np.ndarray:
         evaluations: Rows with `step`, `val_loss`, `val_mean_iou` and
             `val_pixel_accuracy`; a value that is missing or None is left out. The
             row with the highest `val_mean_iou` is marked.
+        loss: What was trained on; evaluation tells cross-entropy always.
 
     Returns:
         (H, W, 3) uint8.
@@ -103,10 +106,13 @@ def curves(train: list[dict], evaluations: list[dict]) -> np.ndarray:
 
     figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    loss, metrics = figure.subplots(1, 2)
+    losses, metrics = figure.subplots(1, 2)
+    of_train, of_val, title = "train", "val", "loss, nats per pixel"
+    if loss != "cross_entropy":
+        of_train, of_val, title = f"train, {loss}", "val, cross_entropy", "loss"
     for axes, rows, key, label, colour, width in (
-        (loss, train, "loss", "train", "0.7", 1),
-        (loss, evaluations, "val_loss", "val", "#0072b2", 2),
+        (losses, train, "loss", of_train, "0.7", 1),
+        (losses, evaluations, "val_loss", of_val, "#0072b2", 2),
         (metrics, evaluations, "val_pixel_accuracy", "pixel accuracy", "#009e73", 2),
         (metrics, evaluations, "val_mean_iou", "mean IoU", "#e69f00", 2),
     ):
@@ -120,8 +126,8 @@ def curves(train: list[dict], evaluations: list[dict]) -> np.ndarray:
             label = f"best: {best:.4f} at step {step:,}"
             axes.plot(step, best, "*", markersize=15, color="0.15", label=label)
     last_step = max([1, *(row["step"] for row in [*train, *evaluations])])
-    for axes, title in ((loss, "loss, nats per pixel"), (metrics, "val metrics")):
-        axes.set_title(title, loc="left")
+    for axes, name in ((losses, title), (metrics, "val metrics")):
+        axes.set_title(name, loc="left")
         axes.set(xlabel="step", xlim=(-0.02 * last_step, 1.02 * last_step))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
