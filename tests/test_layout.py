@@ -84,11 +84,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "events": {"files"},
     "shards": {"files"},
     "folders": {"defects"},
-    "preparation": {"config", "flags"},
-    "examine": {"checks", "config", "defects", "folders", "masks", "preparation"},
-    "pack": {
-        *("checks", "dataset", "examine", "folders", "masks", "preparation", "shards"),
+    "splits": {"defects", "folders"},
+    "layouts": {"defects", "folders", "splits"},
+    "preparation": {"config", "flags", "layouts"},
+    "examine": {
+        *("checks", "config", "defects", "folders", "layouts", "masks", "preparation"),
+        "splits",
     },
+    "pack": {
+        *("checks", "dataset", "examine", "masks", "preparation", "shards", "splits"),
+    },
+    "fetch": {"dataset", "shards", "terminal"},
     "checks": {"defects", "folders", "masks"},
     "step": {"losses", "sums"},
     "evaluation_step": {"losses", "metrics"},

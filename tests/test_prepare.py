@@ -10,7 +10,7 @@ import tensorflow as tf
 from conftest import draw
 from PIL import Image
 
-from trainer import dataset, prepare, shards, task
+from trainer import bucket, command, dataset, prepare, shards, task
 from trainer.examples import Examples
 
 CLASSES = "--class_names=ground,disc"
@@ -176,7 +176,7 @@ def test_masks_of_all_kinds_come_back_as_class_ids(
 
 def test_ids_from_1_on_are_refused_with_the_way_out(tmp_path, folder, capsys):
     folder(3, ids=(2, 1, 1))
-    assert run(tmp_path, CLASSES) == prepare.REFUSED
+    assert run(tmp_path, CLASSES) == command.REFUSED
     told = "p0.png: must have ids 0..1 or 255, ignored, got 2; if ids start at 1, add "
     assert told + "--mask_offset=-1" in capsys.readouterr().out
 
@@ -289,7 +289,7 @@ def test_every_kind_of_defect_is_named_with_its_file_and_nothing_is_written(
         f"--val_list={tmp_path / 'val'}",
         "--group=p",
     )
-    assert run(tmp_path, *flags) == prepare.REFUSED
+    assert run(tmp_path, *flags) == command.REFUSED
     out, err = capsys.readouterr()
     for kind, file in expected.items():
         assert kind in out, f"{kind} is not told"
@@ -303,7 +303,7 @@ def test_every_kind_of_defect_is_named_with_its_file_and_nothing_is_written(
 def test_masks_without_image_are_named(tmp_path, folder, capsys):
     folder(3)
     (tmp_path / "images" / "p1.jpg").unlink()
-    assert run(tmp_path, CLASSES) == prepare.REFUSED
+    assert run(tmp_path, CLASSES) == command.REFUSED
     out = capsys.readouterr().out
     assert f"mask without image (1)\n  {tmp_path / 'masks' / 'p1.png'}:" in out
 
@@ -313,7 +313,7 @@ def test_masks_may_lie_beside_the_images(tmp_path, folder):
     for path in (tmp_path / "masks").iterdir():
         path.rename(tmp_path / "images" / path.name)
     masks = f"--masks={tmp_path / 'images'}"
-    assert run(tmp_path, CLASSES, masks) == prepare.REFUSED
+    assert run(tmp_path, CLASSES, masks) == command.REFUSED
     assert run(tmp_path, CLASSES, masks, "--mask_suffix=_mask") == 0
 
 
@@ -343,7 +343,7 @@ def test_the_same_image_twice_in_a_split_is_a_warning(tmp_path, folder, capsys):
 
 def test_an_empty_folder_is_refused(tmp_path, folder, capsys):
     folder(0)
-    assert run(tmp_path, CLASSES) == prepare.REFUSED
+    assert run(tmp_path, CLASSES) == command.REFUSED
     assert "empty folder (2)" in capsys.readouterr().out
 
 
@@ -351,7 +351,7 @@ def test_binary_masks_whose_class_is_white_are_refused_with_the_way_out(
     tmp_path, folder, capsys
 ):
     folder(3, ids=(255, 0, 0))
-    assert run(tmp_path, CLASSES) == prepare.REFUSED
+    assert run(tmp_path, CLASSES) == command.REFUSED
     assert "if 255 means a class, give --colors=FILE" in capsys.readouterr().out
 
 
@@ -359,7 +359,7 @@ def test_a_data_set_that_is_there_is_refused(tmp_path, folder, capsys):
     folder(4)
     assert run(tmp_path, CLASSES) == 0
     before = {p: p.read_bytes() for p in (tmp_path / "tfds").rglob("*") if p.is_file()}
-    assert run(tmp_path, CLASSES) == prepare.REFUSED
+    assert run(tmp_path, CLASSES) == command.REFUSED
     assert "name must be new, got mine" in capsys.readouterr().err
     after = {p: p.read_bytes() for p in (tmp_path / "tfds").rglob("*") if p.is_file()}
     assert after == before
@@ -372,7 +372,7 @@ def test_nothing_is_left_where_writing_fails(tmp_path, folder, capsys, monkeypat
         raise OSError("No space left on device")
 
     monkeypatch.setattr(shards.tfds.folder_dataset, "write_metadata", full)
-    assert run(tmp_path, CLASSES) == prepare.FAILED
+    assert run(tmp_path, CLASSES) == command.FAILED
     assert capsys.readouterr().err.endswith(
         "No space left on device; nothing was written\n"
     )
@@ -382,6 +382,7 @@ def test_nothing_is_left_where_writing_fails(tmp_path, folder, capsys, monkeypat
 def test_a_bucket_gets_the_description_last(tmp_path, folder, monkeypatch):
     folder(4)
     monkeypatch.setattr(shards.files, "remote", lambda path: True)
+    monkeypatch.setattr(bucket, "check", lambda *_: None)
     copied = []
 
     def copy(source, target):
@@ -414,7 +415,7 @@ def test_settings_that_cannot_be_are_refused_in_one_line(
     tmp_path, folder, capsys, flags, reason
 ):
     folder(1)
-    assert run(tmp_path, *flags) == prepare.REFUSED
+    assert run(tmp_path, *flags) == command.REFUSED
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and reason in err
     assert not (tmp_path / "tfds").exists()

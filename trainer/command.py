@@ -33,6 +33,7 @@ def run(
     args: Sequence[str],
     ready: Callable[[Settings], Callable[[], int]],
     rest: str | None = None,
+    whole: bool = False,
 ) -> int:
     """Runs one command; returns its exit code.
 
@@ -43,7 +44,9 @@ def run(
         ready: Makes all ready, and returns the work; what it raises refuses the command.
             TensorFlow is imported in there, not before.
         rest: Name of the setting that takes the arguments that are no flags.
+        whole: Whether the work leaves nothing where it stops, which is then said.
     """
+    kept = "; nothing was written" if whole else ""
     if flags.asks_for_help(args):
         print(f"{about}\n\n{flags.help_text(kind)}")
         return 0
@@ -63,11 +66,11 @@ def run(
     try:
         return work()
     except KeyboardInterrupt:
-        return terminal.stopped(INTERRUPTED, "interrupted")
+        return terminal.stopped(INTERRUPTED, f"interrupted{kept}")
     except Exception as error:
         if not terminal.expected(error):
             raise
-        return terminal.stopped(FAILED, terminal.one_line(error))
+        return terminal.stopped(FAILED, f"{terminal.one_line(error)}{kept}")
 
 
 def set_up_gcs() -> None:

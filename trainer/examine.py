@@ -5,22 +5,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from trainer import checks, config, defects, folders, masks
+from trainer import checks, config, defects, folders, layouts, masks, splits
 from trainer.preparation import Preparation
-
-CARVANA_CLASSES = ("background", "car")
-# Ids 0, 1, ... of Pascal VOC's masks, in the order of its development kit.
-VOC_CLASSES = (
-    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car"),
-    *("cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike", "person"),
-    *("pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
     """What the folders hold, sound or not."""
 
+    top: str  # Folder of all images.
     looks: Sequence[checks.Look]
     pixels: np.ndarray  # (256,) int64, of each class id; the last are ignored.
     rule: masks.Rule
@@ -29,10 +22,39 @@ class Found:
     defects: Sequence[defects.Defect]
 
 
-def _rule(settings: Preparation) -> tuple[masks.Rule, tuple[str, ...] | None]:
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """The files that are to be looked into."""
+
+    source: layouts.Source
+    pairs: Sequence[folders.Pair]
+    rule: masks.Rule
+    class_names: Sequence[str] | None  # As many as there are ids when absent.
+    split_of: Mapping[str, str]
+    defects: Sequence[defects.Defect]
+
+
+def _source(settings: Preparation, wrong: list[defects.Defect]) -> layouts.Source:
+    """Returns where the pictures are; lists of the user's go before the layout's own."""
+    paths = settings.train_list, settings.val_list, settings.test_list
+    lists = {s: path for s, path in zip(splits.SPLITS, paths, strict=True) if path}
+    if settings.root:
+        source = layouts.of_root(
+            settings.layout, settings.root, settings.mask_suffix, bool(lists), wrong
+        )
+    else:
+        assert settings.images and settings.masks
+        source = layouts.of_folders(
+            settings.layout, settings.images, settings.masks, settings.mask_suffix
+        )
+    return dataclasses.replace(source, lists=lists or source.lists)
+
+
+def _rule(
+    settings: Preparation, source: layouts.Source
+) -> tuple[masks.Rule, tuple[str, ...] | None]:
     """Returns how masks are read, and the names of the classes where they are told."""
-    by_layout = {"carvana": CARVANA_CLASSES, "voc": VOC_CLASSES}
-    names = settings.class_names or by_layout.get(settings.layout)
+    names = settings.class_names or source.class_names
     colours = None
     if settings.colors:
         told, colours = masks.read_class_map(settings.colors)
@@ -52,55 +74,60 @@ def _rule(settings: Preparation) -> tuple[masks.Rule, tuple[str, ...] | None]:
         colours = masks.BLACK_AND_WHITE
     rule = masks.Rule(
         num_classes=len(names) if names else None,
-        offset=settings.mask_offset,
-        ignore_id=settings.ignore_id,
+        offset=settings.mask_offset or source.mask_offset,
+        ignore_id=settings.ignore_id if source.ignore_id is None else source.ignore_id,
         colours=colours,
     )
     return rule, names
 
 
-def _lists(settings: Preparation) -> dict[str, str]:
-    """Returns the file that names a split's images, of each split that has one."""
-    paths = settings.train_list, settings.val_list, settings.test_list
-    return {
-        split: path for split, path in zip(folders.SPLITS, paths, strict=True) if path
-    }
+def listed(settings: Preparation) -> Listed:
+    """Returns the files of the folders, none of them read yet.
 
-
-def examine(settings: Preparation) -> Found:
-    """Returns what the folders hold and all that is wrong with it; writes nothing."""
-    assert settings.images and settings.masks
+    Raises:
+        ValueError: If the folders or the settings cannot be so.
+    """
     wrong: list[defects.Defect] = []
-    rule, names = _rule(settings)
-    suffix = settings.mask_suffix or ("_mask" if settings.layout == "carvana" else "")
-    lists = _lists(settings)
-    listed = folders.read_lists(lists, settings.images, wrong) if lists else None
-    pairs = folders.find_pairs(
-        settings.images,
-        settings.masks,
-        suffix,
-        wrong,
-        listed.keys() if listed is not None else None,
-        masks_only=settings.layout == "voc",
+    source = _source(settings, wrong)
+    rule, names = _rule(settings, source)
+    told = wanted = None
+    if source.lists:
+        in_columns = settings.layout == "oxford"
+        told = splits.read_lists(source.lists, source.top, in_columns, wrong)
+        wanted = told.keys()
+    pairs: list[folders.Pair] = []
+    for place in source.places:
+        those = folders.find_pairs(place, wrong, wanted)
+        pairs += those
+        if place.split:
+            told = {**(told or {}), **{pair.stem: place.split for pair in those}}
+    group_of = splits.groups(pairs, settings.group, wrong)
+    split_of = splits.complete(
+        told, group_of, settings.val_fraction, settings.test_fraction, settings.seed
     )
-    group_of = folders.groups(pairs, settings.group, wrong)
-    if listed is None:
-        split_of = folders.cut(
-            group_of, settings.val_fraction, settings.test_fraction, settings.seed
+    if told is not None:
+        wrong += splits.leaks(pairs, split_of, group_of)
+    if settings.group and pairs and "validation" not in split_of.values():
+        raise ValueError(
+            "group needs a validation split, which training would cut without regard to "
+            "groups; give --val_fraction or --val_list"
         )
-    else:
-        split_of = listed
-        wrong += folders.leaks(pairs, split_of, group_of)
     if pairs and "train" not in {split_of[pair.stem] for pair in pairs}:
         what = "no image is left to train on"
-        wrong.append(defects.Defect("empty train split", settings.images, what))
-    looks = checks.look_at_all(pairs, rule, settings.turn_images)
-    wrong += [defect for seen in looks for defect in seen.defects]
+        wrong.append(defects.Defect("empty train split", source.top, what))
+    return Listed(source, pairs, rule, names, split_of, wrong)
+
+
+def examine(settings: Preparation, files: Listed) -> Found:
+    """Returns what the files hold and all that is wrong with it; writes nothing."""
+    rule, names, split_of = files.rule, files.class_names, files.split_of
+    looks = checks.look_at_all(files.pairs, rule, settings.turn_images)
+    wrong = [*files.defects, *(defect for seen in looks for defect in seen.defects)]
     wrong += checks.same_pictures(looks, split_of)
     pixels = sum((seen.pixels for seen in looks), np.zeros(256, np.int64))
     if names is None:
         top = int(np.flatnonzero(pixels[: masks.IGNORED]).max(initial=1))
         names = tuple(f"class_{id}" for id in range(top + 1))
     if pixels.any():
-        wrong += checks.classes(pixels, names, settings.masks)
-    return Found(looks, pixels, rule, names, split_of, wrong)
+        wrong += checks.classes(pixels, names, files.source.places[0].masks)
+    return Found(files.source.top, looks, pixels, rule, names, split_of, wrong)

@@ -1,11 +1,8 @@
-"""Which image belongs to which mask, and which pair to which split."""
+"""Which image belongs to which mask."""
 
-import collections
 import dataclasses
-import hashlib
 import os
-import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 
 from trainer.defects import Defect
 
@@ -13,14 +10,27 @@ PICTURES = (
     *(".jpg", ".jpeg", ".png", ".gif", ".tif", ".tiff", ".bmp", ".webp"),
     *(".jpe", ".jfif"),
 )
-SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Two folders, and how the files in them are named."""
+
+    images: str
+    masks: str  # May be the same where there is a suffix.
+    image_suffix: str = ""  # What an image's name has after what both have in common.
+    mask_suffix: str = ""
+    masks_only: bool = False  # Whether images without mask are left out, not wrong.
+    prefix: str = ""  # Of the stems, where there are several places.
+    split: str | None = None  # That all of it belongs to, if it is one.
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """An image file and its mask file."""
 
-    stem: str  # Path of the image in its folder, without the ending.
+    stem: str  # Its own: the prefix of its place, then the name.
+    name: str  # Path of the image in its folder, without suffix and ending.
     image: str
     mask: str
 
@@ -35,10 +45,11 @@ def files_in(folder: str) -> list[str]:
     return found
 
 
-def _files(images: str, masks: str, suffix: str) -> tuple[list[str], list[str]]:
+def _files(place: Place) -> tuple[list[str], list[str]]:
     """Returns the files of images and of masks, whose folder may be the same or below."""
-    image_files, mask_files = files_in(images), files_in(masks)
-    if os.path.realpath(images) == os.path.realpath(masks):
+    image_files, mask_files = files_in(place.images), files_in(place.masks)
+    if os.path.realpath(place.images) == os.path.realpath(place.masks):
+        suffix = place.mask_suffix
         is_mask = {f: os.path.splitext(f)[0].endswith(suffix) for f in image_files}
         mask_files = [file for file in image_files if is_mask[file]]
         return [file for file in image_files if not is_mask[file]], mask_files
@@ -55,146 +66,57 @@ def _files(images: str, masks: str, suffix: str) -> tuple[list[str], list[str]]:
     return image_files, mask_files
 
 
-def _by_stem(
-    folder: str, files: Sequence[str], suffix: str, defects: list[Defect]
+def _by_name(
+    folder: str, files: Sequence[str], suffix: str, kind: str, defects: list[Defect]
 ) -> dict[str, str]:
-    """Returns the files by their stem without the suffix that all must have."""
-    stems: dict[str, str] = {}
+    """Returns the files by their name without the suffix that all must have.
+
+    `kind` is the defect of one that lacks it.
+    """
+    found: dict[str, str] = {}
     for file in files:
         path, ending = os.path.splitext(os.path.relpath(file, folder))
-        stem = path.replace(os.sep, "/").removesuffix(suffix)
+        name = path.replace(os.sep, "/").removesuffix(suffix)
         if ending.lower() not in PICTURES:
             defects.append(Defect("no picture", file, "is left out", refused=False))
         elif not path.endswith(suffix):
-            defects.append(
-                Defect("mask without image", file, f"its name lacks {suffix}")
-            )
-        elif stem in stems:
-            what = f"has the same name as {stems[stem]}; rename one, its mask too"
+            defects.append(Defect(kind, file, f"its name lacks {suffix}"))
+        elif name in found:
+            what = f"has the same name as {found[name]}; rename one, its mask too"
             defects.append(Defect("duplicate name", file, what))
         else:
-            stems[stem] = file
-    return stems
+            found[name] = file
+    return found
 
 
 def find_pairs(
-    images: str,
-    masks: str,
-    suffix: str,
-    defects: list[Defect],
-    wanted: Container[str] | None = None,
-    masks_only: bool = False,
+    place: Place, defects: list[Defect], wanted: Container[str] | None = None
 ) -> list[Pair]:
-    """Returns the pairs of two folders, in the order of their stems.
+    """Returns the pairs of a place, in the order of their names.
 
     Args:
-        images: Folder of the images.
-        masks: Folder of the masks; may be the same where there is a suffix.
-        suffix: What a mask's stem has after that of its image.
+        place: Where they are.
         defects: What is wrong is added to it.
-        wanted: Stems that lists name; others are left out then.
-        masks_only: Whether images without mask are left out, not wrong.
+        wanted: Names that lists name; others are left out then.
     """
-    image_files, mask_files = _files(images, masks, suffix)
-    image_of = _by_stem(images, image_files, "", defects)
-    mask_of = _by_stem(masks, mask_files, suffix, defects)
-    for folder, found in ((images, image_of), (masks, mask_of)):
+    image_files, mask_files = _files(place)
+    suffixes = place.image_suffix, place.mask_suffix
+    no_mask, no_image = "image without mask", "mask without image"
+    images = _by_name(place.images, image_files, suffixes[0], no_mask, defects)
+    masks = _by_name(place.masks, mask_files, suffixes[1], no_image, defects)
+    for folder, found in ((place.images, images), (place.masks, masks)):
         if not found:
             defects.append(Defect("empty folder", folder, "holds no pictures"))
     if wanted is not None:
-        image_of = {stem: file for stem, file in image_of.items() if stem in wanted}
-        mask_of = {stem: file for stem, file in mask_of.items() if stem in wanted}
-    for stem in sorted(image_of.keys() - mask_of.keys()):
-        if masks_only:
+        images = {name: file for name, file in images.items() if name in wanted}
+        masks = {name: file for name, file in masks.items() if name in wanted}
+    for name in sorted(images.keys() - masks.keys()):
+        if place.masks_only:
             break
-        what = f"there is no {stem}{suffix}.* in {masks}"
-        defects.append(Defect("image without mask", image_of[stem], what))
-    for stem in sorted(mask_of.keys() - image_of.keys()):
-        what = f"there is no {stem}.* in {images}"
-        defects.append(Defect("mask without image", mask_of[stem], what))
-    both = sorted(image_of.keys() & mask_of.keys())
-    return [Pair(stem, image_of[stem], mask_of[stem]) for stem in both]
-
-
-def read_lists(
-    lists: Mapping[str, str], images: str, defects: list[Defect]
-) -> dict[str, str]:
-    """Returns the split of each stem that lists name, one a line, ending or not."""
-    stems = {}
-    for file in files_in(images):
-        name = os.path.relpath(file, images).replace(os.sep, "/")
-        stem = os.path.splitext(name)[0]
-        stems[name] = stems[stem] = stem
-    split_of: dict[str, str] = {}
-    for split, path in lists.items():
-        with open(path, encoding="utf-8") as lines:
-            names = [line.strip() for line in lines if line.strip()]
-        if not names:
-            defects.append(Defect("empty list", path, "names no image"))
-        for name in names:
-            stem = stems.get(name, "")
-            if not stem:
-                what = f"names {name}, which is not in {images}"
-                defects.append(Defect("listed image absent", path, what))
-            elif stem in split_of:
-                what = f"names {name}, which is of {split_of[stem]} already"
-                defects.append(Defect("listed twice", path, what))
-            else:
-                split_of[stem] = split
-    return split_of
-
-
-def groups(
-    pairs: Sequence[Pair], pattern: str | None, defects: list[Defect]
-) -> dict[str, str]:
-    """Returns the group of each stem: what the pattern finds in it, else itself."""
-    if pattern is None:
-        return {pair.stem: pair.stem for pair in pairs}
-    found = {}
-    for pair in pairs:
-        match = re.search(pattern, pair.stem)
-        if match is None:
-            what = f"--group={pattern} finds nothing in its name"
-            defects.append(Defect("image of no group", pair.image, what))
-        found[pair.stem] = match[match.re.groups and 1] if match else pair.stem
-    return found
-
-
-def rank(seed: int, name: str) -> str:
-    """Returns a digest to sort by: a shuffle that new names do not disturb."""
-    return hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()
-
-
-def cut(
-    group_of: Mapping[str, str], val_fraction: float, test_fraction: float, seed: int
-) -> dict[str, str]:
-    """Returns the split of each stem: whole groups, as near the shares as these allow."""
-    members = collections.defaultdict(list)
-    for stem, group in group_of.items():
-        members[group].append(stem)
-    order = sorted(members, key=lambda group: rank(seed, group))
-    split_of: dict[str, str] = {}
-    for split, share in (("test", test_fraction), ("validation", val_fraction)):
-        wanted = max(1, round(share * len(group_of))) if share else 0
-        taken = 0
-        while taken < wanted and order:
-            stems = members[order.pop(0)]
-            split_of.update(dict.fromkeys(stems, split))
-            taken += len(stems)
-    rest = [stem for group in order for stem in members[group]]
-    return split_of | dict.fromkeys(rest, "train")
-
-
-def leaks(
-    pairs: Sequence[Pair], split_of: Mapping[str, str], group_of: Mapping[str, str]
-) -> list[Defect]:
-    """Returns a defect for each image whose group is of another split as well."""
-    first: dict[str, Pair] = {}
-    found = []
-    for pair in pairs:
-        other = first.setdefault(group_of[pair.stem], pair)
-        here, there = split_of[pair.stem], split_of[other.stem]
-        if here != there:
-            what = f"is of {here}, {other.image} of the same group of {there}"
-            found.append(Defect("group in two splits", pair.image, what))
-    return found
+        what = f"there is no {name}{place.mask_suffix}.* in {place.masks}"
+        defects.append(Defect(no_mask, images[name], what))
+    for name in sorted(masks.keys() - images.keys()):
+        what = f"there is no {name}{place.image_suffix}.* in {place.images}"
+        defects.append(Defect(no_image, masks[name], what))
+    both = sorted(images.keys() & masks.keys())
+    return [Pair(place.prefix + n, n, images[n], masks[n]) for n in both]

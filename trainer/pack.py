@@ -2,13 +2,14 @@
 
 import itertools
 import os
+import pathlib
 from collections.abc import Iterator, Sequence
 
 import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
-from trainer import checks, dataset, folders, masks, shards
+from trainer import checks, dataset, masks, shards, splits
 from trainer.examine import Found
 from trainer.preparation import Preparation
 
@@ -22,7 +23,8 @@ Dealt = dict[str, list[list[checks.Look]]]  # The shards of each split.
 
 def write(settings: Preparation, found: Found, dealt: Dealt) -> str:
     """Returns the folder of the data set, written whole."""
-    assert settings.data_dir and settings.name
+    data_dir, name = settings.data_dir, settings.name
+    assert data_dir and name
     features = _features(found.class_names)
     told = dict(
         image_feature="image",
@@ -32,19 +34,23 @@ def write(settings: Preparation, found: Found, dealt: Dealt) -> str:
         ignore_id=masks.IGNORED,
     )
     with tqdm(total=len(found.looks), desc="writing", disable=None) as bar:
-        splits = {
+        records = {
             split: [_records(settings, found, shard, features, bar) for shard in parts]
             for split, parts in dealt.items()
         }
-        return shards.write_whole(
-            settings.data_dir,
-            settings.name,
-            VERSION,
-            splits,
-            features,
-            description="Images and masks of folders, written by trainer.prepare.",
-            metadata=tfds.core.MetadataDict({dataset.METADATA: told}),
-        )
+
+        def make(folder: pathlib.Path) -> pathlib.Path:
+            shards.write_dataset(
+                folder / VERSION,
+                name,
+                records,
+                features,
+                description="Images and masks of folders, written by trainer.prepare.",
+                metadata=tfds.core.MetadataDict({dataset.METADATA: told}),
+            )
+            return folder / VERSION
+
+        return shards.put_whole(data_dir, f"{name}/{VERSION}", make)
 
 
 def _features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
@@ -62,9 +68,9 @@ def _features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
 def deal(settings: Preparation, found: Found) -> Dealt:
     """Returns the shards of each split, shuffled, their lengths alike but for one."""
     dealt = {}
-    for split in folders.SPLITS:
+    for split in splits.SPLITS:
         looks = [k for k in found.looks if found.split_of[k.pair.stem] == split]
-        looks.sort(key=lambda k: folders.rank(settings.seed, k.pair.stem))
+        looks.sort(key=lambda k: splits.rank(settings.seed, k.pair.stem))
         asked = max(FEWEST_SHARDS, sum(k.num_bytes for k in looks) // SHARD_BYTES)
         asked = max(1, min(asked, len(looks) // FEWEST_IN_SHARD))
         n = min(settings.shards or asked, len(looks))
@@ -87,7 +93,7 @@ def _records(
         with open(pair.image, "rb") as file:
             image = masks.stored_image(file.read(), settings.turn_images)
         ids = masks.class_ids(masks.read_mask(pair.mask, coloured), found.rule)
-        name = os.path.relpath(pair.image, settings.images).replace(os.sep, "/")
+        name = os.path.relpath(pair.image, found.top).replace(os.sep, "/")
         example = dict(
             file_name=name, image=image, mask=masks.png(Image.fromarray(ids))
         )

@@ -1,67 +1,61 @@
 """A folder of images and masks -> a TFDS data set that trainer.task trains on.
 
     python -m trainer.prepare --images=photos --masks=masks --data_dir=tfds --name=cars
+    python -m trainer.prepare --layout=mmseg --root=cityscapes --data_dir=tfds --name=city
+    python -m trainer.prepare --dataset=oxford_iiit_pet --data_dir=gs://BUCKET/tfds
 
 All is checked first; what is wrong is told file by file, and then nothing is written.
-Exit codes: 0 written; 2 refused, nothing written; 1 stopped while writing, nothing left.
+Exit codes: 0 written; 2 refused, nothing written; 1 stopped later, nothing left.
 """
 
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from trainer import defects, flags, masks, terminal
+from trainer import command, defects, masks, terminal
 from trainer.preparation import Preparation
 
 if TYPE_CHECKING:
-    from trainer.examine import Found
+    from trainer.examine import Found, Listed
 
-REFUSED, FAILED, INTERRUPTED = 2, 1, 130
+ABOUT = "Makes a data set of images and masks, or fetches one of TFDS' own."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepares one data set; returns the exit code."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    if flags.asks_for_help(args):
-        print(
-            f"Makes a data set of images and masks.\n\n{flags.help_text(Preparation)}"
-        )
-        return 0
-    try:
-        settings = flags.make(Preparation, flags.read(args, Preparation))
-        with terminal.quiet_start():
-            from trainer import examine  # With TensorFlow, as slow to come as large.
+    args = sys.argv[1:] if argv is None else argv
+    return command.run(ABOUT, Preparation, args, _ready, whole=True)
 
-            _check_target(settings)
-        found = examine.examine(settings)
-    except ModuleNotFoundError as error:
-        return terminal.stopped(REFUSED, terminal.missing(error))
-    except KeyboardInterrupt:
-        return terminal.stopped(INTERRUPTED, "interrupted; nothing was written")
-    except Exception as error:
-        if not terminal.expected(error):
-            raise
-        return terminal.stopped(REFUSED, terminal.one_line(error))
-    if found.defects:
-        print(defects.report(found.defects))
-    refused = sum(defect.refused for defect in found.defects)
-    if refused:
-        word = "defect" if refused == 1 else "defects"
-        reason = f"{refused} {word}, named above; nothing was written"
-        return terminal.stopped(REFUSED, reason)
-    try:
-        print(_written(settings, found))
-    except KeyboardInterrupt:
-        return terminal.stopped(INTERRUPTED, "interrupted; nothing was written")
-    except Exception as error:
-        if not terminal.expected(error):
-            raise
-        return terminal.stopped(
-            FAILED, f"{terminal.one_line(error)}; nothing was written"
-        )
-    return 0
+
+def _ready(settings: Preparation) -> Callable[[], int]:
+    """Returns the work, having seen that it may be done."""
+    from trainer import bucket, examine, files  # TensorFlow: as slow to come as large.
+
+    assert settings.data_dir
+    if files.remote(settings.data_dir):
+        bucket.check("data_dir", settings.data_dir, bucket.WRITE)
+    if settings.dataset:
+        return _ready_to_fetch(settings)
+    _check_target(settings)
+    listed = examine.listed(settings)
+    return lambda: _prepare(settings, listed)
+
+
+def _ready_to_fetch(settings: Preparation) -> Callable[[], int]:
+    from trainer import fetch
+
+    assert settings.dataset and settings.data_dir
+    name, data_dir = settings.dataset, settings.data_dir
+    folder = fetch.folder_of(name, data_dir)
+
+    def work() -> int:
+        print(fetch.fetch(name, data_dir, folder, settings.download_dir))
+        print(f"train on it:\n  {fetch.told(name, data_dir)}")
+        return 0
+
+    return work
 
 
 def _check_target(settings: Preparation) -> None:
@@ -82,13 +76,22 @@ def _check_target(settings: Preparation) -> None:
         )
 
 
-def _written(settings: Preparation, found: "Found") -> str:
-    """Writes the data set; returns what there is to say of it."""
-    from trainer import pack  # With TensorFlow.
+def _prepare(settings: Preparation, listed: "Listed") -> int:
+    """Checks the files and writes the data set if they are sound; returns the exit code."""
+    from trainer import examine, pack
 
+    found = examine.examine(settings, listed)
+    if found.defects:
+        print(defects.report(found.defects))
+    refused = sum(defect.refused for defect in found.defects)
+    if refused:
+        word = "defect" if refused == 1 else "defects"
+        reason = f"{refused} {word}, named above; nothing was written"
+        return terminal.stopped(command.REFUSED, reason)
     dealt = pack.deal(settings, found)
     target = pack.write(settings, found, dealt)
-    return "\n".join([target, *_summary(settings, found, dealt)])
+    print("\n".join([target, *_summary(settings, found, dealt)]))
+    return 0
 
 
 def _summary(settings: Preparation, found: "Found", dealt: dict) -> Iterator[str]:
@@ -106,11 +109,11 @@ def _summary(settings: Preparation, found: "Found", dealt: dict) -> Iterator[str
     )
 
 
-def command() -> NoReturn:
+def start() -> NoReturn:
     """Runs `main` as a process, which SIGTERM ends as Ctrl-C does: nothing is left."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())
 
 
 if __name__ == "__main__":
-    command()
+    start()

@@ -3,7 +3,7 @@
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -76,33 +76,31 @@ def is_there(data_dir: str, dataset: str) -> bool:
     return bool(tf.io.gfile.isdir(path) and tf.io.gfile.listdir(path))
 
 
-def write_whole(
+def put_whole(
     data_dir: str,
-    dataset: str,
-    version: str,
-    splits: Mapping[str, Sequence[Iterable[bytes]]],
-    features: tfds.features.FeaturesDict,
-    **info: Any,
+    name: str,
+    make: Callable[[pathlib.Path], pathlib.Path],
+    made_in: str | None = None,
 ) -> str:
-    """Returns the folder of a data set, local or gs://, which is there whole or not at all.
+    """Returns the path of a data set's folder, put there whole or not at all.
 
-    The arguments are those of `write_dataset`.
+    Args:
+        data_dir: A directory, local or gs://.
+        name: Path of the folder in it, `<dataset>/<version>`; there is nothing yet.
+        make: Is given an empty folder, and returns the one it made there.
+        made_in: Where that is for a bucket; where the machine has it when absent.
     """
-    target = os.path.join(data_dir, dataset, version)
-    beside = None
+    target = os.path.join(data_dir, name)
     made = []
     if not files.remote(data_dir):
         # Renamed in the end, for which it must be on the same disk.
         made = [path for path in _above(target) if not path.exists()]
-        beside = data_dir
-        os.makedirs(beside, exist_ok=True)
+        made_in = data_dir
+        os.makedirs(data_dir, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(
-            prefix=f".incomplete-{dataset}-", dir=beside
-        ) as folder:
-            written = pathlib.Path(folder) / version
-            write_dataset(written, dataset, splits, features, **info)
-            if beside is None:
+        with tempfile.TemporaryDirectory(prefix=".incomplete-", dir=made_in) as folder:
+            written = make(pathlib.Path(folder))
+            if files.remote(data_dir):
                 _upload(written, target)
             else:
                 os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -122,10 +120,11 @@ def _above(target: str) -> list[pathlib.Path]:
 
 def _upload(folder: pathlib.Path, target: str) -> None:
     """Copies a folder's files, that without which nobody opens it last."""
-    names = sorted((path.name for path in folder.iterdir()), key=LAST.__eq__)
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    names = sorted(str(path.relative_to(folder)) for path in paths)
     copied = []
     try:
-        for name in names:
+        for name in sorted(names, key=LAST.__eq__):
             copied.append(os.path.join(target, name))
             tf.io.gfile.copy(str(folder / name), copied[-1])
     except BaseException:
