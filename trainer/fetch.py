@@ -1,8 +1,10 @@
 """One of TFDS' own data sets, downloaded, prepared and put into a data directory."""
 
 import contextlib
+import io
 import os
 import pathlib
+import shlex
 import sys
 from collections.abc import Iterator
 
@@ -13,18 +15,19 @@ from trainer import dataset, shards, terminal
 
 
 def folder_of(name: str, data_dir: str) -> str:
-    """Returns the path in `data_dir` that TFDS gives a data set: name and version.
+    """Returns the path that TFDS gives a data set in `data_dir`: name, version.
 
     Raises:
         ValueError: If TFDS has no such data set, or `data_dir` holds it already.
     """
-    target = _builder(name, data_dir).data_path
+    builder = _builder(name, data_dir)
+    target = os.fspath(builder.data_path)
     if tf.io.gfile.exists(os.path.join(target, shards.LAST)):
         raise ValueError(
             f"dataset must be new to data_dir, got {name}, which {target} holds already; "
-            f"train on it: {told(name, data_dir)}"
+            f"train on it: {training(name, data_dir)}"
         )
-    return os.fspath(target).removeprefix(data_dir).strip("/")
+    return builder.info.full_name
 
 
 def fetch(name: str, data_dir: str, folder: str, download_dir: str | None) -> str:
@@ -46,16 +49,21 @@ def fetch(name: str, data_dir: str, folder: str, download_dir: str | None) -> st
     def make(empty: pathlib.Path) -> pathlib.Path:
         builder = _builder(name, str(empty))
         archives = download_dir or empty / "downloads"
-        with _mishaps(name), contextlib.redirect_stdout(sys.stderr):
+        if not sys.stderr.isatty():
+            tfds.disable_progress_bar()
+        # It prints where it works, and that this is for good.
+        with _mishaps(name), contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(download_dir=archives)
         return pathlib.Path(builder.data_path)
 
     return shards.put_whole(data_dir, folder, make, made_in=download_dir)
 
 
-def told(name: str, data_dir: str) -> str:
+def training(name: str, data_dir: str) -> str:
     """Returns the command that trains on a data set, as far as we know its masks."""
-    command = f"python -m trainer.task --dataset={name} --data_dir={data_dir}"
+    command = (
+        f"python -m trainer.task --dataset={name} --data_dir={shlex.quote(data_dir)}"
+    )
     known = name.split(":")[0].split("/")[0] in dataset.KNOWN
     return command if known else f"{command} --mask_feature=... --class_names=..."
 
@@ -69,7 +77,8 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     try:
         return tfds.builder(name, data_dir=data_dir)
     except (ValueError, AssertionError, ImportError) as error:
-        reason = terminal.one_line(error).rstrip(".")
+        # TFDS puts what it was called with in front of the reason.
+        reason = terminal.one_line(error).split('}": ')[-1].rstrip(".: ")
         raise ValueError(
             f"dataset must be one of TFDS' own, got {name}: {reason}"
         ) from None

@@ -52,7 +52,7 @@ def _ready_to_fetch(settings: Preparation) -> Callable[[], int]:
 
     def work() -> int:
         print(fetch.fetch(name, data_dir, folder, settings.download_dir))
-        print(f"train on it:\n  {fetch.told(name, data_dir)}")
+        print(f"train on it:\n  {fetch.training(name, data_dir)}")
         return 0
 
     return work
