@@ -38,6 +38,7 @@ LEAVES = {
     ),
     *("defects", "masks", "terminal"),
     *("bucket", "interruption", "lease", "metrics", "order", "resizing", "saver"),
+    "overlay",
     "sums",
 }
 COMMANDS = {"evaluate", "export", "predict", "prepare"}
@@ -77,6 +78,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"distribution", "files"},
     "data": {"augment", "dataset", "examples", "order", "resizing"},
     "inference": {"resizing"},
+    "photographs": {"files", "folders"},
+    "decoding": {"masks", "terminal"},
+    "pipeline": {"decoding", "inference", "photographs", "resizing", "terminal"},
     "trained": {"checkpoint", "config", "files", "model"},
     "model": {"sums"},
     "distribution": {"cluster", "sums"},

@@ -1,0 +1,97 @@
+"""An image file's bytes -> its pixels, upright, as a run and an exported model see them.
+
+Letters: H and W the picture's own height and width in pixels.
+"""
+
+import io
+import struct
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from trainer import masks, terminal
+
+# Read by TensorFlow, as examples of a data set are and as an exported model does.
+# Another JPEG decoder, or another version, gives other pixels.
+BY_TENSORFLOW = ("JPEG", "PNG", "GIF", "BMP")
+BY_PILLOW = ("TIFF", "WEBP")  # Which TensorFlow does not read.
+MIRRORED = (2, 3, 6, 7)  # EXIF orientations, once those from 5 on are transposed.
+UPSIDE_DOWN = (3, 4, 7, 8)
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Returns the pixels of an image file, turned as EXIF says.
+
+    Alpha is left out, grey becomes three equal channels, 16 bits become 8; of several
+    frames the first counts.
+
+    Args:
+        data: A JPEG, PNG, GIF, BMP, TIFF or WebP file.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        ValueError: Says, in one line, why the file cannot be read.
+    """
+    if not data:
+        raise ValueError("is empty")
+    try:
+        with Image.open(io.BytesIO(data), formats=BY_TENSORFLOW + BY_PILLOW) as picture:
+            # Pillow alone reads a BMP of other than 24 bits.
+            by_pillow = picture.format in BY_PILLOW or (
+                picture.format == "BMP" and picture.mode != "RGB"
+            )
+            orientation = 1 if by_pillow else _orientation(picture)
+        if by_pillow:
+            upright = ImageOps.exif_transpose(masks.open_image(data))
+            return np.asarray(upright.convert("RGB"))
+        return turn(_by_tensorflow(data), orientation)
+    except UnidentifiedImageError:
+        raise ValueError(
+            "is no JPEG, PNG, GIF, BMP, TIFF or WebP, or its head is damaged"
+        ) from None
+    except Image.DecompressionBombError:
+        raise ValueError("has too many pixels") from None
+    except (OSError, SyntaxError, struct.error) as error:  # Pillow's, of damaged files.
+        raise ValueError(f"is damaged: {terminal.one_line(error)}") from None
+
+
+def turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Returns a picture upright.
+
+    Args:
+        image: (H, W, ...) as the file has it; from orientation 5 on, (W, H, ...).
+        orientation: Of EXIF, 1 to 8; another is taken for 1, upright.
+
+    Returns:
+        (H, W, ...) of the same type.
+
+    Source: EXIF 2.32, tag 274, Orientation: where row 0 and column 0 are.
+    """
+    if orientation in (5, 6, 7, 8):
+        image = image.swapaxes(0, 1)
+    if orientation in MIRRORED:
+        image = image[:, ::-1]
+    if orientation in UPSIDE_DOWN:
+        image = image[::-1]
+    return np.ascontiguousarray(image)
+
+
+def _by_tensorflow(data: bytes) -> np.ndarray:
+    """Returns (H, W, 3) uint8 as the file has it."""
+    try:
+        decoded = tf.io.decode_image(data, channels=3, expand_animations=False)
+    except tf.errors.InvalidArgumentError as error:
+        reason = terminal.one_line(error).split(" [Op:")[0]
+        raise ValueError(f"is damaged: {reason}") from None
+    return decoded.numpy()
+
+
+def _orientation(picture: Image.Image) -> int:
+    """Returns how EXIF says to turn a picture; 1, upright, where it is unreadable."""
+    try:
+        return masks.orientation(picture)
+    except (OSError, SyntaxError, ValueError, struct.error):
+        return 1  # Whether the pixels can be read is TensorFlow's to say.

@@ -1,0 +1,150 @@
+"""Which photographs a command line means, and what the files made of them are called."""
+
+import collections
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from trainer import files
+from trainer.folders import PICTURES
+
+NAMED = 3  # Paths that a refusal shows.
+
+
+@dataclasses.dataclass(frozen=True)
+class Photograph:
+    """An image file, and what it is called without its ending where masks are kept."""
+
+    path: str
+    name: str  # With "/" where folders are kept apart.
+
+
+def find(arguments: Sequence[str], left_out: str) -> list[Photograph]:
+    """Returns the photographs that arguments mean, each once, in the order given.
+
+    Names begin below the folder that all arguments have in common, so that files of the
+    same name in two folders stay apart.
+
+    Args:
+        arguments: Files, folders (with all below them, by the endings of pictures; hidden
+            files left out) and patterns with *, ? and [], local or gs://.
+        left_out: Folder whose files are none of them where it lies in one of these.
+
+    Raises:
+        ValueError: Names the arguments that mean nothing.
+    """
+    paths: dict[tuple[str, ...], str] = {}
+    tops, empty = [], []
+    for argument in arguments:
+        top, found = _meant(argument, left_out)
+        tops.append(parts(top))
+        paths |= {parts(path): path for path in found if parts(path) not in paths}
+        if not found:
+            empty.append(argument)
+    if empty:
+        more = f" and {len(empty) - NAMED} more" if len(empty) > NAMED else ""
+        raise ValueError(
+            "images must be files, folders of pictures or patterns that fit some, got "
+            f"{', '.join(empty[:NAMED])}{more}: nothing is there"
+        )
+    common = len(os.path.commonprefix(tops))
+    return [Photograph(path, _name(key[common:])) for key, path in paths.items()]
+
+
+def check_targets(
+    photographs: Sequence[Photograph],
+    output_dir: str,
+    endings: Sequence[str],
+    index: str,
+) -> None:
+    """Refuses to write over a photograph, over another's mask or over what is not ours.
+
+    Args:
+        photographs: Of `find`.
+        output_dir: Where files are written.
+        endings: What they have after a photograph's name, one file for each.
+        index: File in output_dir by which an earlier prediction is known.
+
+    Raises:
+        ValueError: Names the first file that would be lost.
+    """
+    sources = {_real(one.path): one.path for one in photographs}
+    target_of: dict[str, str] = {}
+    for one in photographs:
+        for ending in endings:
+            target = os.path.join(output_dir, one.name + ending)
+            if source := sources.get(_real(target)):
+                raise ValueError(
+                    f"output_dir must not be where an image would be written over, got "
+                    f"{output_dir} and {source}; give another --output_dir"
+                )
+            other = target_of.setdefault(target, one.path)
+            if other != one.path:
+                raise ValueError(
+                    "images must have different names without their endings, got "
+                    f"{other} and {one.path}, both to become {target}; rename one"
+                )
+    if "classes" in files.read_json(os.path.join(output_dir, index)):
+        return  # Predicted anew.
+    by_folder = collections.defaultdict(set)
+    for target in (*target_of, os.path.join(output_dir, index)):
+        by_folder[os.path.dirname(target)].add(os.path.basename(target))
+    for folder, names in by_folder.items():
+        there = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
+        if lost := sorted(names & set(there)):
+            raise ValueError(
+                f"output_dir must hold no files but of an earlier prediction, got "
+                f"{output_dir} with {os.path.join(folder, lost[0])}; give another"
+            )
+
+
+def parts(path: str) -> tuple[str, ...]:
+    """Returns the names on the way to a path, its store first where there is one."""
+    whole = path if files.remote(path) else os.path.abspath(path)
+    return tuple(part for part in whole.split("/") if part)
+
+
+def _meant(argument: str, left_out: str) -> tuple[str, list[str]]:
+    """Returns the folder in which one argument looks, and the files that it means."""
+    if tf.io.gfile.isdir(argument):
+        return argument, _pictures_below(argument, left_out)
+    if tf.io.gfile.exists(argument):  # Its name may have a bracket.
+        return os.path.dirname(argument), [argument]
+    top = argument
+    while any(sign in top for sign in "*?["):
+        top = os.path.dirname(top)
+    found: list[str] = []
+    for match in sorted(tf.io.gfile.glob(argument)) if top != argument else []:
+        is_folder = tf.io.gfile.isdir(match)
+        found += _pictures_below(match, left_out) if is_folder else [match]
+    return top, found
+
+
+def _pictures_below(folder: str, left_out: str) -> list[str]:
+    """Returns the pictures of a folder and of all below it, sorted."""
+    found: list[str] = []
+    out = parts(left_out)
+    for directory, _, names in tf.io.gfile.walk(folder):
+        below = parts(directory)[len(parts(folder)) :]
+        hidden = any(name.startswith(".") for name in below)
+        if hidden or (below and parts(directory)[: len(out)] == out):
+            continue
+        shown = (name for name in names if not name.startswith("."))
+        is_picture = (n for n in shown if os.path.splitext(n)[1].lower() in PICTURES)
+        found += [os.path.join(directory, name) for name in is_picture]
+    return sorted(found)
+
+
+def _name(below: tuple[str, ...]) -> str:
+    """Returns a photograph's name, of the parts of its path that count."""
+    # "gs:" is among them where some photographs are in a store and some are not.
+    name = "/".join(below).replace(":/", "/")
+    stem, ending = os.path.splitext(name)
+    return stem if ending.lower() in PICTURES else name
+
+
+def _real(path: str) -> str:
+    """Returns a path that is the same for all ways to the same file."""
+    return path if files.remote(path) else os.path.realpath(path)

@@ -1,0 +1,168 @@
+"""Photographs through a model: read ahead of it and written behind it, in threads.
+
+Letters: N images in a batch, S side of the model's square input, H and W a picture's own
+height and width in pixels, C classes.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import tensorflow as tf
+
+from trainer import decoding, inference, resizing, terminal
+from trainer.photographs import Photograph
+
+THREADS = 16  # At most; each may hold a photograph and its probabilities.
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """A photograph in memory."""
+
+    photograph: Photograph
+    image: np.ndarray  # (H, W, 3) uint8, upright.
+    small: tf.Tensor  # (S, S, 3) uint8.
+
+
+Look = Callable[
+    [list[Read]], Iterator[tf.Tensor]
+]  # N of them -> N of (?, ?, C) float32.
+Write = Callable[[Read, tf.Tensor], Any]
+Skip = Callable[[Photograph, str], None]
+
+
+def whole(probabilities: inference.Probabilities, batch_size: int) -> Look:
+    """Returns how photographs are looked at, all of each at once.
+
+    Args:
+        probabilities: Of `inference.make_probabilities`.
+        batch_size: N. A smaller batch is filled up: another shape would have to be
+            traced anew, for a second.
+    """
+
+    def look(reads: list[Read]) -> Iterator[tf.Tensor]:
+        small = [read.small for read in reads]
+        filled = small + small[:1] * (batch_size - len(small))
+        yield from probabilities(tf.stack(filled))[: len(reads)]
+
+    return look
+
+
+def slide(
+    probabilities: inference.Probabilities, size: int, overlap: float, batch_size: int
+) -> Look:
+    """Returns how photographs are looked at, each window by window at its own scale."""
+
+    def look(reads: list[Read]) -> Iterator[tf.Tensor]:
+        for read in reads:
+            yield inference.slide(
+                probabilities, read.image, size, overlap=overlap, batch_size=batch_size
+            )
+
+    return look
+
+
+def run(
+    photographs: Iterable[Photograph],
+    size: int,
+    batch_size: int,
+    look: Look,
+    write: Write,
+    skip: Skip,
+) -> Iterator[Any]:
+    """Yields what `write` returns for each photograph that can be read, in their order.
+
+    Args:
+        photographs: Of `photographs.find`.
+        size: S, pixels.
+        batch_size: N.
+        look: Returns probabilities, in this thread.
+        write: Makes of a photograph and them what is asked for, in several threads.
+        skip: Told each photograph that cannot be read, and why; in this thread.
+    """
+    threads = min(THREADS, os.cpu_count() or 1)
+    depth = 2 * threads  # Enough that no thread waits; more would only fill memory.
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    try:
+        reads = _ahead(
+            pool, lambda photograph: _read(photograph, size), photographs, depth
+        )
+        seen = _looked_at(_readable(reads, skip), batch_size, look)
+        yield from _ahead(pool, lambda pair: write(*pair), seen, depth)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def ids_of(read: Read, probabilities: tf.Tensor) -> tuple[np.ndarray, tf.Tensor]:
+    """Returns the class ids (H, W) uint8 of a photograph and their probabilities.
+
+    Args:
+        read: The photograph.
+        probabilities: (?, ?, C) float32 of a `Look`, not yet at its size.
+
+    Returns:
+        Ids, and probabilities (H, W, C) float32 of which they are the argmax.
+    """
+    with tf.device("CPU"):
+        own = resizing.probabilities(probabilities, *read.image.shape[:2])
+        return tf.argmax(own, -1, tf.int32).numpy().astype(np.uint8), own
+
+
+def _read(photograph: Photograph, size: int) -> Read | tuple[Photograph, str]:
+    """Returns a photograph in memory, or why it cannot be."""
+    try:
+        with tf.io.gfile.GFile(photograph.path, "rb") as file:
+            image = decoding.decode(file.read())
+        with tf.device("CPU"):
+            return Read(photograph, image, resizing.image(image, size))
+    except Exception as error:
+        if not terminal.expected(error):
+            raise
+        return photograph, terminal.one_line(error)
+
+
+def _readable(
+    reads: Iterable[Read | tuple[Photograph, str]], skip: Skip
+) -> Iterator[Read]:
+    for read in reads:
+        if isinstance(read, Read):
+            yield read
+        else:
+            skip(*read)
+
+
+def _looked_at(
+    reads: Iterable[Read], batch_size: int, look: Look
+) -> Iterator[tuple[Read, tf.Tensor]]:
+    """Yields each photograph with what the model says of it."""
+    batch: list[Read] = []
+    for read in reads:
+        batch.append(read)
+        if len(batch) == batch_size:
+            yield from zip(batch, look(batch), strict=True)
+            batch = []
+    if batch:
+        yield from zip(batch, look(batch), strict=True)
+
+
+def _ahead(
+    pool: concurrent.futures.Executor,
+    make: Callable[[Item], Made],
+    items: Iterable[Item],
+    depth: int,
+) -> Iterator[Made]:
+    """Yields what is made of each item, in order, up to `depth` of them under way."""
+    under_way: collections.deque[concurrent.futures.Future[Made]] = collections.deque()
+    for item in items:
+        under_way.append(pool.submit(make, item))
+        if len(under_way) > depth:
+            yield under_way.popleft().result()
+    while under_way:
+        yield under_way.popleft().result()

@@ -1,0 +1,185 @@
+"""Photographs -> their masks, by the model of a run.
+
+    python -m trainer.predict --job_dir=runs/cars --output_dir=masks photos
+
+Exit codes: 0 all predicted; 1 some could not be read, or stopped on the way; 2 refused,
+nothing written. Letters: H and W a photograph's own height and width, C classes.
+"""
+
+import dataclasses
+import functools
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from trainer import command, flags, terminal
+from trainer.flags import setting
+
+if TYPE_CHECKING:
+    import numpy as np
+    import tensorflow as tf
+
+    from trainer.photographs import Photograph
+    from trainer.pipeline import Look, Read
+    from trainer.trained import Trained
+
+INDEX = "classes.json"
+MASK, OVERLAY, PROBABILITIES = ".png", "_overlay.jpg", ".npz"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What to predict, and how; checked when made."""
+
+    # fmt: off
+    job_dir: str | None = setting("Model", None, "Of the run whose model it is, local or gs://; needed.")
+    checkpoint: str = setting("Model", "best", "best: the one that validation chose; latest: the newest.", choices=("best", "latest"))
+
+    images: tuple[str, ...] | None = setting("Pictures", None, "Files, folders and patterns, local or gs://, separated by commas, or as arguments without a flag; needed.")
+    output_dir: str | None = setting("Pictures", None, "Where to write NAME.png of class ids, local or gs://; needed.")
+    overlays: bool = setting("Pictures", True, "Write NAME_overlay.jpg too, the photograph under the classes' colours.")
+    probabilities: bool = setting("Pictures", False, "Write NAME.npz too: probabilities, (height, width, classes) float16.")
+
+    window: str = setting("Looking", "whole", "whole: all of a photograph at the model's size; slide: window by window, unscaled.", choices=("whole", "slide"))
+    overlap: float = setting("Looking", 0.5, "Share of a window that its neighbour covers too, at least; with --window=slide.", low=0, high=0.9)
+    tta: str = setting("Looking", "none", "flip: the mean over each image and its mirror image.", choices=("none", "flip"))
+    batch_size: int = setting("Looking", 16, "Images, or windows, at once.", low=1)
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        flags.check(self)
+        for name in ("job_dir", "output_dir"):
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} must be given: --{name}=...")
+        if not self.images:
+            raise ValueError("images must be given: files, folders or patterns")
+        if not all(self.images):
+            raise ValueError("images must not be empty names; leave them out instead")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Predicts the masks of photographs; returns the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    about = "Predicts the masks of photographs with a trained model."
+    return command.run(about, Prediction, args, _ready, rest="images")
+
+
+def _ready(settings: Prediction) -> Callable[[], int]:
+    """Returns the work, all that could refuse it having been looked at."""
+    from trainer import files, photographs, pictures, trained
+
+    assert settings.job_dir and settings.output_dir and settings.images
+    found = photographs.find(settings.images, settings.output_dir)
+    endings = [MASK, OVERLAY] if settings.overlays else [MASK]
+    endings += [PROBABILITIES] if settings.probabilities else []
+    photographs.check_targets(found, settings.output_dir, endings, INDEX)
+    model = trained.load(settings.job_dir, settings.checkpoint)
+    colours = pictures.palette(len(model.class_names))
+    classes = [
+        {"id": id, "name": name, "colour": colours[id].tolist()}
+        for id, name in enumerate(model.class_names)
+    ]
+    index = {"classes": classes, "checkpoint": model.checkpoint, "step": model.step}
+    for folder in sorted({os.path.dirname(one.name) for one in found}):
+        files.make_directory(os.path.join(settings.output_dir, folder))
+    files.write_json(os.path.join(settings.output_dir, INDEX), index)
+    return functools.partial(_predict, settings, model, found, colours)
+
+
+def look(settings: Prediction, model: "Trained", batch_size: int) -> "Look":
+    """Returns how photographs are looked at.
+
+    Args:
+        settings: Whole or window by window, mirrored or not.
+        model: That looks.
+        batch_size: Images or windows at once.
+    """
+    from trainer import inference, pipeline
+
+    probabilities = inference.make_probabilities(
+        model.model, flip=settings.tta == "flip"
+    )
+    if settings.window == "whole":
+        return pipeline.whole(probabilities, batch_size)
+    size = model.settings.image_size
+    return pipeline.slide(probabilities, size, settings.overlap, batch_size)
+
+
+def _predict(
+    settings: Prediction,
+    model: "Trained",
+    found: "list[Photograph]",
+    colours: "np.ndarray",
+) -> int:
+    """Writes all masks; returns the exit code."""
+    import numpy as np
+    from absl import logging
+    from tqdm import tqdm
+
+    from trainer import pipeline
+
+    skipped, masks, pixels = 0, 0, np.zeros(len(colours), np.int64)
+    batch_size = settings.batch_size
+    if settings.window == "whole":
+        batch_size = min(batch_size, len(found))
+    with tqdm(total=len(found), unit="image", disable=None, leave=False) as bar:
+
+        def skip(one: "Photograph", why: str) -> None:
+            nonlocal skipped
+            skipped += 1
+            bar.update()
+            logging.warning("skipped %s: %s", one.path, why)
+
+        for counted in pipeline.run(
+            found,
+            model.settings.image_size,
+            batch_size,
+            look(settings, model, batch_size),
+            functools.partial(write, settings, colours),
+            skip,
+        ):
+            masks += 1
+            pixels += counted
+            bar.update()
+    print(f"{masks} {'mask' if masks == 1 else 'masks'} in {settings.output_dir}")
+    for id, name in enumerate(model.class_names if masks else ()):
+        print(f"  class {id} {name}: {pixels[id] / pixels.sum():.1%} of the pixels")
+    if skipped:
+        reason = f"{skipped} of {len(found)} images could not be read, named above"
+        return terminal.stopped(command.FAILED, reason)
+    return 0
+
+
+def write(
+    settings: Prediction, colours: "np.ndarray", read: "Read", seen: "tf.Tensor"
+) -> "np.ndarray":
+    """Writes what is made of one photograph; returns the pixels (C,) of each class.
+
+    Args:
+        settings: What is to be written, and where.
+        colours: (C, 3) uint8.
+        read: The photograph.
+        seen: (?, ?, C) float32, its probabilities.
+    """
+    import numpy as np
+
+    from trainer import files, masks, overlay, pipeline
+
+    ids, probabilities = pipeline.ids_of(read, seen)
+    mask = overlay.indexed(ids, colours)
+    path = os.path.join(settings.output_dir or "", read.photograph.name)
+    files.write(path + MASK, masks.png(mask))
+    if settings.overlays:
+        files.write(path + OVERLAY, overlay.jpeg(overlay.blend(read.image, mask)))
+    if settings.probabilities:
+        buffer = io.BytesIO()
+        half = probabilities.numpy().astype(np.float16)
+        np.savez_compressed(buffer, probabilities=half)
+        files.write(path + PROBABILITIES, buffer.getvalue())
+    return np.bincount(ids.ravel(), minlength=len(colours))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
