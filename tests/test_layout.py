@@ -13,6 +13,7 @@ import pytest
 import trainer
 from deploy import jobs, local, order
 from trainer.config import Config
+from trainer.predict import Prediction
 from trainer.preparation import Preparation
 
 FOLDER = pathlib.Path(trainer.__file__).parent
@@ -228,7 +229,7 @@ def test_importing_a_module_does_nothing_but_define(name, tree):
         )
 
 
-@pytest.mark.parametrize("module", ["flags", "config", "task", "prepare"])
+@pytest.mark.parametrize("module", ["flags", "config", "task", "predict", "prepare"])
 def test_settings_are_checked_before_tensorflow_is_imported(module):
     code = (
         f"import sys, trainer.{module}; "
@@ -248,8 +249,8 @@ def test_every_setting_is_used():
         if isinstance(node, ast.Attribute)
         and ast.unparse(node.value).split(".")[-1] == "settings"
     }
-    fields = (*dataclasses.fields(Config), *dataclasses.fields(Preparation))
-    settings = {field.name for field in fields}
+    kinds = (Config, Prediction, Preparation)
+    settings = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     assert settings, "Config has no settings"
     assert settings - read == set()
 

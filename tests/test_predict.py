@@ -2,26 +2,49 @@
 
 import io
 import json
+import os
 import pathlib
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps
 
-from trainer import decoding, inference, overlay, pictures, predict, task, trained
+from benchmarks import predict as benchmark
+from trainer import (
+    decoding,
+    inference,
+    model,
+    overlay,
+    photographs,
+    pictures,
+    pipeline,
+    predict,
+    resizing,
+    task,
+    trained,
+)
 
 
-@pytest.fixture
-def run(pets, tiny_unet, tmp_path):
-    """Trains a model of one layer for a step; returns its job_dir."""
-    job_dir = str(tmp_path / "run")
-    flags = (f"--data_dir={pets(4)}", "--image_size=32", "--val_fraction=0.5")
-    assert (
-        task.main([f"--job_dir={job_dir}", "--total_steps=1", "--batch_size=2", *flags])
-        == 0
-    )
-    return job_dir
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Trains a model of one layer for a step, once; returns its job_dir."""
+
+    def build(*, image_size: int, num_classes: int, seed: int, **_) -> keras.Model:
+        keras.utils.set_random_seed(seed)
+        image = keras.Input((image_size, image_size, 3))
+        convolution = keras.layers.Conv2D(num_classes, 3, padding="same", name="logits")
+        return keras.Model(image, convolution(image))
+
+    job_dir = str(tmp_path_factory.mktemp("run"))
+    flags = ("--image_size=32", "--limit_train_examples=8", "--limit_eval_examples=2")
+    flags += ("--test_split=none",)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "build_unet", build)
+        steps = ("--total_steps=1", "--batch_size=2")
+        assert task.main([f"--job_dir={job_dir}", *steps, *flags]) == 0
+        yield job_dir
 
 
 @pytest.fixture
@@ -44,6 +67,12 @@ def predicted(run: str, out: pathlib.Path, *args: str) -> int:
     return predict.main([f"--job_dir={run}", f"--output_dir={out}", *args])
 
 
+def opened(path: pathlib.Path) -> Image.Image:
+    with Image.open(path) as picture:
+        picture.load()
+        return picture
+
+
 def file_of(pixels: np.ndarray, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind, **options)
@@ -56,16 +85,15 @@ def test_each_photograph_gets_an_indexed_mask_of_its_size(
     out = tmp_path / "out"
     assert predicted(run, out, str(photos), "--batch_size=2") == 0
     assert "3 masks in" in capsys.readouterr().out
-    model = trained.load(run)
-    probabilities = inference.make_probabilities(model.model)
+    probabilities = inference.make_probabilities(trained.load(run).model)
     for name in ("a.png", "b.jpg", "sub/a.png"):
         image = tf.io.decode_image((photos / name).read_bytes(), 3).numpy()
         [expected] = inference.whole(probabilities, [image], 32)
         stem = name.rsplit(".", 1)[0]
-        mask = Image.open(out / f"{stem}.png")
+        mask = opened(out / f"{stem}.png")
         assert mask.mode == "P" and mask.size == image.shape[1::-1]
         np.testing.assert_array_equal(mask, np.argmax(expected, -1))
-        assert Image.open(out / f"{stem}_overlay.jpg").size == mask.size
+        assert opened(out / f"{stem}_overlay.jpg").size == mask.size
         assert mask.getpalette()[:9] == pictures.palette(3).ravel().tolist()
     classes = json.loads((out / "classes.json").read_text())["classes"]
     assert [c["name"] for c in classes] == ["pet", "background", "border"]
@@ -79,9 +107,7 @@ def test_probabilities_are_those_of_the_mask(run, photos, tmp_path, more):
     found = np.load(out / "a.npz")["probabilities"]
     assert found.shape == (40, 50, 3) and found.dtype == np.float16
     np.testing.assert_allclose(found.sum(-1), 1, atol=2e-3)
-    chosen = np.take_along_axis(
-        found, np.asarray(Image.open(out / "a.png"))[..., None], 2
-    )
+    chosen = np.take_along_axis(found, np.asarray(opened(out / "a.png"))[..., None], 2)
     assert (chosen[..., 0] == found.max(-1)).all()
     assert sorted(p.name for p in out.iterdir()) == ["a.npz", "a.png", "classes.json"]
 
@@ -108,6 +134,10 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_done(
         (["{photos}", "--output_dir={photos}"], "must not be where an image"),
         (["{photos}", "{photos}/a.jpg"], "images must have different names"),
         (["{photos}", "--job_dir={photos}"], "job_dir must hold a run"),
+        (["{photos}/*.tif", "{photos}"], "{photos}/*.tif: nothing is there"),
+        (["{photos}", "--window=slide", "--overlap=1"], "overlap must be at most 0.9"),
+        (["{photos}", "--tta=twice"], "tta must be one of none, flip"),
+        (["{photos}", "--overlay"], "Unknown command line flag 'overlay'"),
     ],
 )
 def test_nothing_is_written_where_it_is_refused(
@@ -117,7 +147,9 @@ def test_nothing_is_written_where_it_is_refused(
         (photos / "a.jpg").write_bytes((photos / "b.jpg").read_bytes())
     before = sorted(tmp_path.rglob("*"))
     code = predicted(run, tmp_path / "out", *(a.format(photos=photos) for a in args))
-    assert code == 2 and line in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert code == 2 and line.format(photos=photos) in told
+    assert len(told.splitlines()) == 1 and "Traceback" not in told
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -128,8 +160,6 @@ def test_a_picture_is_turned_as_exif_says(orientation):
     exif = Image.Exif()
     exif[274] = orientation
     data = file_of(pixels, "JPEG", quality=100, exif=exif)
-    from PIL import ImageOps
-
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
     found = decoding.decode(data)
     assert found.shape == expected.shape
@@ -151,3 +181,194 @@ def test_edges_are_where_classes_meet():
     np.testing.assert_array_equal(
         overlay.edges(ids, 2), np.tile([0, 0, 1, 1, 1, 1, 0, 0], (5, 1)).astype(bool)
     )
+
+
+def test_masks_are_those_of_a_graph_from_bytes_pixel_for_pixel(run, photos, tmp_path):
+    probabilities = inference.make_probabilities(trained.load(run).model)
+
+    @tf.function(input_signature=[tf.TensorSpec((), tf.string)])
+    def served(data):  # As an exported model does it, one file at a time.
+        image = tf.io.decode_image(data, channels=3, expand_animations=False)
+        image.set_shape((None, None, 3))
+        seen = probabilities(resizing.image(image, 32)[tf.newaxis])[0]
+        size = tf.shape(image)
+        return tf.argmax(resizing.probabilities(seen, size[0], size[1]), -1)
+
+    assert predicted(run, tmp_path / "out", str(photos)) == 0
+    for name in ("a.png", "b.jpg", "sub/a.png"):
+        mask = opened((tmp_path / "out" / name).with_suffix(".png"))
+        expected = served((photos / name).read_bytes()).numpy()
+        np.testing.assert_array_equal(mask, expected)
+
+
+def test_the_mask_of_a_turned_photograph_is_upright(run, photos, tmp_path):
+    pixels = np.asarray(opened(photos / "a.png"))
+    exif = Image.Exif()
+    exif[274] = 6  # To be turned clockwise: its left side is up.
+    turned = file_of(np.rot90(pixels).copy(), "PNG", exif=exif)
+    (photos / "turned.png").write_bytes(turned)
+    assert predicted(run, tmp_path / "out", str(photos)) == 0
+    upright, mask = (opened(tmp_path / "out" / f"{n}.png") for n in ("a", "turned"))
+    np.testing.assert_array_equal(mask, upright)
+
+
+@pytest.mark.parametrize("mode", ["1", "LA", "P", "RGBA", "CMYK"])
+def test_pixels_of_other_modes_become_red_green_and_blue(mode):
+    ramp = np.linspace(0, 255, 32, dtype=np.uint8)
+    image = np.stack(np.broadcast_arrays(ramp, ramp[:, None], np.uint8(90)), -1)
+    picture = Image.fromarray(image).convert(mode)
+    data = io.BytesIO()
+    kind, options = ("JPEG", {"quality": 100}) if mode == "CMYK" else ("PNG", {})
+    picture.save(data, kind, **options)
+    found = decoding.decode(data.getvalue()).astype(int)
+    expected = np.asarray(picture.convert("RGB"))
+    assert np.abs(found - expected).max() <= (8 if mode == "CMYK" else 0)
+
+
+def test_sixteen_bits_become_eight_or_are_named():
+    deep = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    found = decoding.decode(file_of(deep, "PNG"))
+    np.testing.assert_array_equal(found, np.stack([deep >> 8] * 3, -1))
+    with pytest.raises(ValueError, match="must have 8 bits a channel"):
+        decoding.decode(file_of(deep, "TIFF"))
+
+
+def test_a_photograph_of_several_frames_counts_with_the_first():
+    for kind in ("MPO", "GIF", "TIFF", "WEBP"):
+        first, second = (Image.new("RGB", (8, 8), name) for name in ("red", "blue"))
+        data = io.BytesIO()
+        first.save(data, kind, save_all=True, append_images=[second])
+        [red, _, blue] = decoding.decode(data.getvalue())[4, 4]
+        assert red > 200 and blue < 50, kind
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])
+@pytest.mark.parametrize("share", [0.05, 0.6])
+def test_a_file_that_was_cut_is_told_in_one_line(kind, share):
+    data = file_of(np.random.default_rng(0).integers(0, 256, (40, 40, 3), "u1"), kind)
+    with pytest.raises(ValueError, match="is damaged|is no JPEG") as told:
+        decoding.decode(data[: int(len(data) * share)])
+    assert len(str(told.value).splitlines()) == 1
+
+
+def names(*arguments: object, out: str = "out") -> list[str]:
+    return [one.name for one in photographs.find([str(a) for a in arguments], out)]
+
+
+def test_names_begin_below_the_folder_that_all_arguments_share(photos):
+    assert names(photos) == ["a", "b", "sub/a"]
+    assert names(photos / "b.jpg") == ["b"]
+    assert names(photos / "sub", photos / "b.jpg") == ["sub/a", "b"]
+    assert names(photos / "*.png") == ["a"]
+    assert names(photos / "*" / "a.png", photos) == ["sub/a", "a", "b"]
+    assert names(photos / "s*") == ["sub/a"]
+    (photos / "scan[1].v2").write_bytes(b"?")
+    assert names(photos / "scan[1].v2") == ["scan[1].v2"]
+
+
+def test_a_folder_gives_its_shown_pictures_and_no_masks_below_it(photos):
+    for name in (".hidden.png", "notes.txt", ".git/c.png", "masks/a.png", "D.JPG"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).write_bytes(b"?")
+    assert names(photos, out=str(photos / "masks")) == ["D", "a", "b", "sub/a"]
+    assert names(photos / "masks", out=str(photos / "masks")) == ["a"]
+
+
+def test_only_an_earlier_prediction_is_written_over(run, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "b.png").write_text("drawn by hand")
+    assert predicted(run, out, str(photos)) == 2
+    assert "must hold no files but of an earlier" in capsys.readouterr().err
+    assert (out / "b.png").read_text() == "drawn by hand"
+    (out / "b.png").rename(out / "mine.txt")
+    assert predicted(run, out, str(photos)) == 0
+    first = (out / "b.png").read_bytes()
+    (out / "b.png").write_text("cut short")
+    assert predicted(run, out, str(photos)) == 0
+    assert (out / "b.png").read_bytes() == first
+    assert (out / "mine.txt").read_text() == "drawn by hand"
+
+
+def test_with_nothing_to_read_no_mask_is_written(run, tmp_path, capsys):
+    (tmp_path / "x.png").write_bytes(b"")
+    assert predicted(run, tmp_path / "out", str(tmp_path / "x.png")) == 1
+    out, err = capsys.readouterr()
+    assert "0 masks in" in out and "1 of 1 images could not be read" in err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["classes.json"]
+
+
+def test_images_of_the_flag_and_of_the_rest_count_both(photos):
+    from trainer import flags
+
+    args = ["--images=x.png", "--job_dir=j", "y.png", "--output_dir=o", "z.png"]
+    values = flags.read(args, predict.Prediction, rest="images")
+    made = flags.make(predict.Prediction, values)
+    assert made.images == ("x.png", "y.png", "z.png") and made.job_dir == "j"
+
+
+def test_photographs_of_a_bucket_get_masks_there(
+    run, photos, gcs, gcs_bucket, gcs_here
+):
+    gcs.upload(photos, f"gs://{gcs_bucket}/photos")
+    gcs.put(f"gs://{gcs_bucket}/photos/cut.jpg", b"?")
+    where = f"gs://{gcs_bucket}"
+    args = (f"{where}/photos", f"{where}/photos/*.jpg", "--nooverlays")
+    assert predict.main([f"--job_dir={run}", f"--output_dir={where}/out", *args]) == 1
+    assert set(gcs.names(gcs_bucket, "out/")) == {
+        *("out/a.png", "out/b.png", "out/sub/a.png", "out/classes.json"),
+    }
+
+
+def test_a_mask_that_cannot_be_written_stops_the_rest_in_one_line(
+    run, photos, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    assert predicted(run, out, str(photos / "a.png")) == 0
+    (out / "b.png").mkdir()  # In the way of the next mask.
+    capsys.readouterr()
+    assert predicted(run, out, str(photos)) == 1
+    told, err = capsys.readouterr()
+    assert told == "" and "b.png" in err and "Traceback" not in err
+
+
+def test_photographs_are_written_in_order_and_read_no_further_than_needed(tmp_path):
+    ours = [
+        photographs.Photograph(str(tmp_path / f"{i}.png"), f"{i}") for i in range(60)
+    ]
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    for index, one in enumerate(ours):
+        pathlib.Path(one.path).write_bytes(file_of(pixels + index, "PNG"))
+    asked = []
+
+    def offered():
+        for one in ours:
+            asked.append(one)
+            yield one
+
+    def look(reads):
+        assert len(reads) <= 7
+        yield from (tf.fill((4, 4, 2), 0.5) for _ in reads)
+
+    def write(read, seen):
+        assert seen.shape == (4, 4, 2)
+        return int(read.image.max())
+
+    skipped = []
+    made = pipeline.run(
+        offered(), 4, 7, look, write, lambda *told: skipped.append(told)
+    )
+    assert next(made) == 0
+    depth = 2 * min(pipeline.THREADS, os.cpu_count() or 1)
+    assert len(asked) <= 2 * (depth + 7) + 1
+    assert list(made) == list(range(1, 60)) and not skipped
+
+
+def test_the_benchmark_counts_all_photographs_both_ways(run, photos, tmp_path):
+    scratch = tmp_path / "scratch"
+    found = benchmark.measure(run, str(photos), repeats=2, scratch=str(scratch))
+    rates = found["images_per_second"]
+    assert found["images"] == 3 and [len(x) for x in rates.values()] == [2, 2]
+    ratios = [ours / bare for ours, bare in zip(*rates.values(), strict=True)]
+    assert found["predict_over_model"] == pytest.approx(np.median(ratios))
+    assert (scratch / "sub" / "a_overlay.jpg").exists()

@@ -103,7 +103,7 @@ def read(
     except flags.Error as error:
         raise ValueError(_one_line(error)) from None
     if stray and rest is not None:
-        values[rest].value = tuple(stray)
+        values[rest].value = (*(values[rest].value or ()), *stray)
     elif stray:
         raise ValueError(
             f"unexpected argument {stray[0]!r}: settings are given as --name=value"
