@@ -69,6 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "evaluation_step",
         "feed",
         "job",
+        "objective",
         "pictures",
         "report",
     },

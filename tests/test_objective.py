@@ -24,3 +24,9 @@ def test_a_sum_of_losses_is_read_as_it_is_written(text, expected):
 )
 def test_class_weights_are_numbers_where_they_are_given(text, expected):
     assert objective.class_weights(text) == expected
+
+
+def test_only_plain_cross_entropy_is_shown_as_what_evaluation_tells():
+    assert objective.shown("cross_entropy", None, 0.0) == "cross_entropy"
+    assert objective.shown("dice", "2,1", 0.0) == "dice, weighted"
+    assert objective.shown("cross_entropy", None, 0.1) == "cross_entropy, smoothed"

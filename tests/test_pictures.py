@@ -180,3 +180,11 @@ def test_encoded_picture_is_a_png_of_it():
     image = Image.open(io.BytesIO(pictures.encode_png(picture)))
     assert image.format == "PNG"
     np.testing.assert_array_equal(np.asarray(image), picture)
+
+
+def test_curves_of_another_loss_say_which_and_that_validation_tells_cross_entropy():
+    train, evaluations = [{"step": 1, "loss": 0.5}], [{"step": 1, "val_loss": 1.0}]
+    plain = pictures.curves(train, evaluations)
+    assert np.array_equal(plain, pictures.curves(train, evaluations, "cross_entropy"))
+    other = pictures.curves(train, evaluations, "dice")
+    assert (plain != other).any(axis=(1, 2))[:40].any()  # Its title says no unit.

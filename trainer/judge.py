@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from absl import logging
 
-from trainer import data, evaluation_step, feed, pictures
+from trainer import data, evaluation_step, feed, objective, pictures
 from trainer.dataset import Split
 from trainer.job import Job
 from trainer.report import Reporter
@@ -39,7 +39,11 @@ class Judge:
         self._reporter.evaluation(row)
         self.draw(f"step-{at:08d}", job.dataset.val, "val")
         rows = [row for row in self._reporter.rows if row["kind"] == "train"]
-        curves = pictures.curves(rows, job.state["evaluations"], job.settings.loss)
+        settings = job.settings
+        loss = objective.shown(
+            settings.loss, settings.class_weights, settings.label_smoothing
+        )
+        curves = pictures.curves(rows, job.state["evaluations"], loss)
         self._reporter.picture("curves", curves, at)
 
     def metrics(self, split: Split, name: str) -> dict[str, float | None]:

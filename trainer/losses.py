@@ -13,6 +13,11 @@ IGNORED = 255  # The mask value of a pixel that is not counted.
 CROSS_ENTROPY = {"cross_entropy": 1.0}
 # Of 1 less a probability, in focal loss: at 0 its powers below 1 have no gradient.
 LEAST_DOUBT = 1e-7
+# Of each class, (C,), from sums over pixels: of probability x truth, of either alone.
+OVERLAPS: dict[str, Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]] = {
+    "dice": lambda both, given, true: 2 * both / (given + true),
+    "jaccard": lambda both, given, true: both / (given + true - both),
+}
 
 
 def cross_entropy(logits: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -125,6 +130,11 @@ def _overlap_share(
         probabilities: (N, S, S, C) float32, 0 for a pixel that is not counted.
         terms: Factor of each.
         class_weights: Of each class.
+
+    Source: Dice loss of Milletari et al. 2016, arXiv:1606.04797, section 3, with
+        probabilities in place of their squares below, as in Drozdzal et al. 2016,
+        arXiv:1608.04117, section 3; Jaccard loss of Rahman and Wang 2016, Optimizing
+        Intersection-Over-Union in Deep Neural Networks for Image Segmentation.
     """
     both, given, true = (
         _of_all_replicas(tf.reduce_sum(values, axis=(1, 2)))  # (C,)
@@ -170,31 +180,6 @@ def _share_of(loss: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     context = tf.distribute.get_replica_context()
     part = tf.cast(loss / context.num_replicas_in_sync, tf.float32)
     return part, lambda dy: tf.cast(dy, loss.dtype)
-
-
-def _dice(both: tf.Tensor, given: tf.Tensor, true: tf.Tensor) -> tf.Tensor:
-    """Returns soft Dice of each class, (C,), from its sums over pixels.
-
-    Source: Milletari et al. 2016, arXiv:1606.04797, section 3, with probabilities in
-        place of their squares in the denominator: hard predictions have the Dice that
-        evaluation tells either way.
-    """
-    return 2 * both / (given + true)
-
-
-def _jaccard(both: tf.Tensor, given: tf.Tensor, true: tf.Tensor) -> tf.Tensor:
-    """Returns soft intersection over union of each class, (C,), from its sums.
-
-    Source: Rahman and Wang 2016, Optimizing Intersection-Over-Union in Deep Neural
-        Networks for Image Segmentation, section 3.
-    """
-    return both / (given + true - both)
-
-
-OVERLAPS: dict[str, Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]] = {
-    "dice": _dice,
-    "jaccard": _jaccard,
-}
 
 
 def _compared(logits: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -45,6 +45,12 @@ def class_weights(text: str | None) -> tuple[float, ...] | None:
     return weights
 
 
+def shown(loss: str, class_weights: str | None, label_smoothing: float) -> str:
+    """Returns a few words for what is trained on; cross_entropy only if it is plain."""
+    weighted = ", weighted" if class_weights else ""
+    return loss + weighted + (", smoothed" if label_smoothing else "")
+
+
 def check(
     loss: str, focal_gamma: float, label_smoothing: float, weights: str | None
 ) -> None:
