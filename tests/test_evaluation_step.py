@@ -60,7 +60,10 @@ def evaluated(opened, strategy, network, batch_size):
 
     run = evaluation_step.make_evaluate(strategy, network, NAMES)
     with data.iterator(stream, strategy) as batches:
-        return run(batches, turns)
+        found, confusion = run(batches, turns)
+    assert confusion.dtype == np.int64
+    assert metrics.summary(confusion, NAMES).items() <= found.items()
+    return found
 
 
 def by_hand(opened, network):
@@ -131,7 +134,7 @@ def figures(image, mask, batch_size):
     one = tf.distribute.OneDeviceStrategy("/cpu:0")
     run = evaluation_step.make_evaluate(one, answer, ["a", "b", "c"])
     batches = tf.data.Dataset.from_tensor_slices((image, mask)).batch(batch_size)
-    return run(iter(batches), len(image) // batch_size)
+    return run(iter(batches), len(image) // batch_size)[0]
 
 
 def answers(predicted):

@@ -187,11 +187,11 @@ def scored(monkeypatch):
 
     def metrics(self, split, name):
         splits.append(name)
-        found = measured(self, split, name)
+        found, confusion = measured(self, split, name)
         if name == "val":
             at = splits.count("val") - 1
             found |= {metric: values[at] for metric, values in told.items()}
-        return found
+        return found, confusion
 
     monkeypatch.setattr(judge.Judge, "metrics", metrics)
     return told, splits

@@ -11,6 +11,8 @@ import tensorflow as tf
 
 from trainer import losses, metrics
 
+# Metrics by name, and the confusion matrix (C, C) int64 that they are of.
+Judged = tuple[dict[str, float | None], np.ndarray]
 STEPS_PER_CALL = 4  # A signal waits for the return of the running call.
 
 
@@ -40,7 +42,7 @@ def make_replica_step(
 
 def make_evaluate(
     strategy: tf.distribute.Strategy, model: keras.Model, class_names: Sequence[str]
-) -> Callable[..., dict[str, float | None]]:
+) -> Callable[..., Judged]:
     """Returns the function that evaluates a split.
 
     Args:
@@ -52,7 +54,8 @@ def make_evaluate(
         (iterator of the split's batches, dealt to the replicas, the number of its turns,
         and what to call every few of them) -> metrics by name: `loss`, plain
         cross-entropy in nats per counted pixel whatever is trained on, and those of
-        `metrics.summary`; None for a class that does not occur.
+        `metrics.summary`; None for a class that does not occur. With them the confusion
+        matrix (C, C) int64 that they are of.
     """
     num_classes = len(class_names)
     replica_step = make_replica_step(model, num_classes)
@@ -73,7 +76,7 @@ def make_evaluate(
 
     def evaluate(
         iterator: Iterator, turns: int, check: Callable[[], None] = lambda: None
-    ) -> dict[str, float | None]:
+    ) -> Judged:
         confusion = np.zeros((num_classes, num_classes), np.int64)
         loss = pixels = 0.0
         for start in range(0, turns, STEPS_PER_CALL):
@@ -83,7 +86,8 @@ def make_evaluate(
             confusion += part[0].numpy()
             loss, pixels = loss + float(part[1]), pixels + float(part[2])
         mean = loss / pixels if pixels and np.isfinite(loss) else None
-        return {"loss": mean, **metrics.summary(confusion, list(class_names))}
+        found = {"loss": mean, **metrics.summary(confusion, list(class_names))}
+        return found, confusion
 
     return evaluate
 

@@ -1,11 +1,12 @@
 """Judges the model as it is: the metrics of a split, pictures of what it predicts."""
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from absl import logging
 
-from trainer import data, evaluation_step, feed, objective, pictures
+from trainer import data, evaluation_step, feed, gallery, objective, pictures
 from trainer.dataset import Split
 from trainer.job import Job
 from trainer.report import Reporter
@@ -31,7 +32,7 @@ class Judge:
     def validate(self) -> None:
         """Adds an evaluation of validation to the state, its row and its pictures."""
         job, at = self._job, self._job.state["step"]
-        found = self.metrics(job.dataset.val, "val")
+        found, _ = self.metrics(job.dataset.val, "val")
         row = {"step": at, **{f"val_{name}": value for name, value in found.items()}}
         job.state["evaluations"].append(row)
         if self._reporter is None:
@@ -46,8 +47,11 @@ class Judge:
         curves = pictures.curves(rows, job.state["evaluations"], loss)
         self._reporter.picture("curves", curves, at)
 
-    def metrics(self, split: Split, name: str) -> dict[str, float | None]:
-        """Returns the metrics of a split, named as `metrics.summary` names them."""
+    def metrics(self, split: Split, name: str) -> evaluation_step.Judged:
+        """Returns the metrics of a split, named as `metrics.summary` names them.
+
+        With them the confusion matrix (C, C) int64 that they are of.
+        """
         job, workers = self._job, self._job.workers
         replicas = job.strategy.num_replicas_in_sync // workers.count
         most = math.ceil(len(split.ids) / workers.count)  # Examples of a worker.
@@ -57,7 +61,7 @@ class Judge:
         stream = feed.eval_batches(job, split, name, batch_size, turns)
         try:
             with data.iterator(stream, job.strategy) as batches:
-                found = self._evaluate(batches, turns, self._check)
+                found, confusion = self._evaluate(batches, turns, self._check)
         except data.ERRORS:
             elements = data.eval_elements(
                 split, job.examples[name], worker=workers.index, workers=workers.count
@@ -70,7 +74,7 @@ class Judge:
                 "[%d] not in the mean on %s, for no pixel has or is given it: %s",
                 *(job.state["step"], name, ", ".join(absent)),
             )
-        return found
+        return found, confusion
 
     def draw(self, picture: str, split: Split, name: str) -> str | None:
         """Writes a picture of the first examples as predicted; returns its path."""
@@ -84,6 +88,36 @@ class Judge:
         names = list(job.dataset.class_names)
         drawn = pictures.panels(image, mask, self._predict(image), names)
         return self._reporter.picture(picture, drawn, job.state["step"])
+
+    def look(
+        self, split: Split, name: str, enough: Callable[[], bool]
+    ) -> gallery.Shown:
+        """Returns examples of a split to look at; the worker that writes alone asks.
+
+        Args:
+            split: Of which the first `gallery.MOST_LOOKED_AT` examples are looked at.
+            name: Of its reader.
+            enough: Asked after each batch; ends the looking.
+        """
+        job = self._job
+        ids = split.ids[: gallery.MOST_LOOKED_AT]
+        # As in `draw`: a batch of another size would be compiled anew.
+        batch_size = min(job.settings.num_pictures, len(split.ids))
+        some = dataclasses.replace(split, ids=ids)
+        stream = feed.eval_batches(job, some, name, batch_size)
+
+        def seen(batches: Iterator) -> Iterator[gallery.Seen]:
+            left = len(ids)  # What fills up the last batch is left out.
+            for image, mask in batches:
+                image, mask, n = image.numpy(), mask.numpy(), min(left, batch_size)
+                yield from zip(image, mask, self._predict(image)[:n], strict=False)
+                left -= n
+                if enough():
+                    return
+
+        with data.iterator(stream) as batches:
+            classes = len(job.dataset.class_names)
+            return gallery.choose(seen(batches), classes, total=len(split.ids))
 
     def draw_augmented(self) -> str | None:
         """Writes a picture of the first training examples as the model sees them."""

@@ -4,7 +4,8 @@ config.json           settings, versions, host
 metrics.jsonl         one object a line: {"kind": "train" or "eval", "step": ...}
 logs/                 TensorBoard events
 pictures/             see `pictures`
-result.json           last, best and test metrics
+result.json           last, best and test metrics, confusion matrix
+report.html           see `page`
 failed.json           why a run stopped for good
 """
 

@@ -68,6 +68,7 @@ def answer(job: Job, result: dict[str, Any]) -> str:
         f"Best by {job.settings.best_metric}: {at}, on {split}:",
         metrics.table(tested, job.state["class_names"]),
         *(f"{name}: {path}" for name, path in result["pictures"].items()),
+        *([f"report: {result['report']}"] if "report" in result else []),
         f"curves, events: tensorboard --logdir {job.directories.logs}",
     ]
     return "\n".join(lines)

@@ -9,17 +9,18 @@ while it is not over:
     due -> save                data, digest, pointer
     train_steps(n)             n steps in one call: to the next event, a second's
     due -> report              step, loss, images/s, share of time waiting for data
-test the best, result.json
+test the best, report.html, result.json
 """
 
 import contextlib
 import copy
 import functools
 import math
+import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import keras
@@ -32,12 +33,16 @@ from trainer import (
     checkpoint,
     data,
     feed,
+    files,
+    gallery,
     interruption,
     losses,
     objective,
+    page,
     report,
     step,
     telling,
+    terminal,
 )
 from trainer.clock import Clock
 from trainer.job import Job
@@ -121,7 +126,10 @@ def train_and_evaluate(
         "peak_memory_bytes": _peak_memory_bytes(),
         **clock.goodput(),
     }
-    if job.workers.is_chief:
+    if reporter is not None:
+        job.fence()
+        with _page_may_fail():
+            result["report"] = _write_page(job, result, reporter.rows, run.shown)
         job.fence()
         report.write_result(job.directories.job, result)
     job.workers.wait()  # When the chief has left, a service ends the others.
@@ -158,6 +166,7 @@ class Run:
         )
         self._saved_step = job.state["step"] if job.latest else None
         self._saved_at = time.monotonic()
+        self.shown: gallery.Shown | None = None  # On the report page.
         with self.clock.spent("starting"):
             self._class_weights = balance.class_weights(job, self._check)
         if job.state["step"] == 0:
@@ -251,8 +260,11 @@ class Run:
         test = job.dataset.test
         split, name = (test, "test") if test else (job.dataset.val, "val")
         with self.clock.spent("evaluating"):
-            tested = self._judge.metrics(test, "test") if test else None
+            found, confusion = self._judge.metrics(split, name)
             drawn = self._judge.draw("predictions", split, name)
+            if self._reporter is not None:
+                with _page_may_fail():
+                    self.shown = self._judge.look(split, name, self._enough())
         return {
             "complete": job.state["step"] >= job.total_steps,
             "stopped_by": stop_reason(job),
@@ -260,12 +272,23 @@ class Run:
             "epoch": job.state["step"] / job.steps_per_epoch,
             "last": last,
             "best": chosen,
-            "test": tested,
+            "test": found if test else None,
+            "confusion": {
+                "split": name,
+                "examples": len(split.ids),
+                "class_names": list(job.dataset.class_names),
+                "counts": confusion.tolist(),
+            },
             "pictures": {
                 "curves": report.picture_path(job.directories.job, "curves"),
                 "predictions": drawn,
             },
         }
+
+    def _enough(self) -> Callable[[], bool]:
+        """Returns what says that examples were looked at long enough, or too long."""
+        end = time.monotonic() + gallery.MOST_SECONDS
+        return lambda: time.monotonic() >= end or self._notice.reason is not None
 
     def _agreed(self, n: int, seconds: float) -> tuple[int, bool, float, bool]:
         """Returns what all workers do next, each of which must ask.
@@ -452,6 +475,42 @@ def _write_failed(job: Job, error: FloatingPointError) -> None:
         reason=str(error),
         cloud_job_id=job.cloud_job_id,
     )
+
+
+@contextlib.contextmanager
+def _page_may_fail() -> Iterator[None]:
+    """Says what went wrong with the report page; the run and its figures go on."""
+    try:
+        yield
+    except Exception as error:
+        logging.warning(
+            "report.html is not as it should be: %s",
+            terminal.one_line(error),
+            exc_info=not terminal.expected(error),
+        )
+
+
+def _write_page(
+    job: Job, result: dict[str, Any], rows: list[dict], shown: gallery.Shown | None
+) -> str:
+    """Writes the report page, whole; returns its path."""
+    settings, directories = job.settings, job.directories
+    best = checkpoint.name_of(result["best"]["step"])
+    html = page.render(
+        files.read_json(os.path.join(directories.job, "config.json")),
+        result,
+        rows,
+        shown,
+        loss=objective.shown(
+            settings.loss, settings.class_weights, settings.label_smoothing
+        ),
+        job_dir=directories.job,
+        log_dir=directories.logs,
+        checkpoint=os.path.join(directories.checkpoints, f"{best}.npz"),
+    )
+    path = os.path.join(directories.job, "report.html")
+    files.write(path, html)
+    return path
 
 
 def _peak_memory_bytes() -> int:
