@@ -12,7 +12,7 @@ from trainer import charts, config, gallery, metrics, page, tables, task, train
 
 EVIL = "<script>alert(1)</script>"
 LONG = "an-uncommonly-long-name-of-a-class-" * 4
-VOID = {"meta", "link", "input", "br"}
+VOID = {"meta", "link", "input", "wbr"}
 
 
 def seen(mask, prediction):
@@ -159,11 +159,11 @@ def test_a_page_has_one_script_and_no_address_but_of_its_own(tmp_path, case):
 
 def test_settings_that_are_not_the_default_come_first(tmp_path):
     parsed = Parsed(written(tmp_path)[0])
-    at = parsed.cells.index("--batch_size")
-    assert parsed.cells[at : at + 3] == ["--batch_size", "2", "64"]
-    assert at < parsed.cells.index("--dataset")
-    flags = [cell for cell in parsed.cells if cell.startswith("--")]
-    assert len(flags) == len(config.to_dict(config.Config())) + 1
+    at = parsed.cells.index("batch_size")
+    assert parsed.cells[at : at + 3] == ["batch_size", "2", "64"]
+    assert at < parsed.cells.index("dataset")
+    for name in config.to_dict(config.Config()):
+        assert parsed.cells.count(name) == 1 + (name == "batch_size"), name
 
 
 def test_hardest_are_the_examples_of_the_lowest_mean_iou_worst_first():
@@ -186,12 +186,22 @@ def test_hardest_are_the_examples_of_the_lowest_mean_iou_worst_first():
 
 
 def test_ticks_are_round_and_hold_the_range():
-    assert charts.ticks(0, 240, whole=True) == [0, 50, 100, 150, 200, 250]
-    assert charts.ticks(0, 1, whole=True) == [0, 1]
+    assert charts.ticks(0, 240, integers=True) == [0, 50, 100, 150, 200, 250]
+    assert charts.ticks(0, 1, integers=True) == [0, 1]
     for low, high in ((0.3, 0.9), (0.0, 0.0), (2e-5, 1e-3), (-1, 1e6), (0.5, 0.5)):
         found = charts.ticks(low, high)
         assert found[0] <= low + 1e-12 and high <= found[-1] + 1e-12
         assert 2 <= len(found) <= charts.TICKS + 2
+
+
+def test_a_chart_of_many_steps_has_few_points_and_short_numbers():
+    rows = [{"kind": "train", "step": n, "loss": 1.0} for n in range(1, 30_001)]
+    drawn = charts.of_run(rows, best_step=20_000, loss="cross_entropy")
+    assert len(drawn) < 10_000
+    assert ">30k</span>" in drawn
+    assert [charts.whole(n) for n in (0, 9000, 12_500, 2e6)] == [
+        *("0", "9,000", "12.5k", "2M")
+    ]
 
 
 # ---------------------------------------------------------------------------
@@ -335,6 +345,8 @@ def test_a_browser_shows_the_page_and_has_nothing_to_complain_of(
     path, _ = written(tmp_path, **case)
     tab.open(path, *size)
     assert tab.value("document.querySelectorAll('section').length") >= 6
+    assert tab.value("document.documentElement.scrollWidth <= innerWidth")
+    tab.value("document.querySelector('details').open = true")
     assert tab.value("document.documentElement.scrollWidth <= innerWidth")
     assert tab.value(SMALL_TEXT) == 0
     assert tab.value("document.fonts.size") == 0

@@ -90,7 +90,7 @@ def chart(title: str, unit: str, lines: list[Line], best_step: int | None) -> st
         return f'<figure class="chart">{head}<p>No finite value.</p></figure>'
     steps = [step for line in drawn for step, _ in line.points]
     values = [value for line in drawn for _, value in line.points]
-    across = ticks(0, max(1, *steps, best_step or 0), whole=True)
+    across = ticks(0, max(1, *steps, best_step or 0), integers=True)
     up = ticks(min(values), max(values))
     left, right = 0.0, max(across[-1], *steps)
     low, high = up[0], up[-1]
@@ -116,7 +116,10 @@ def chart(title: str, unit: str, lines: list[Line], best_step: int | None) -> st
             ]
     numbers = [
         *(f'<span class="y" style="top:{y(v) / 10}%">{label(v)}</span>' for v in up),
-        *(f'<span class="x" style="left:{x(s) / 10}%">{s:,.0f}</span>' for s in across),
+        *(
+            f'<span class="x" style="left:{x(s) / 10}%">{whole(s)}</span>'
+            for s in across
+        ),
     ]
     if best_step is not None:
         at = x(best_step) / 10
@@ -129,18 +132,18 @@ def chart(title: str, unit: str, lines: list[Line], best_step: int | None) -> st
     )
 
 
-def ticks(low: float, high: float, whole: bool = False) -> list[float]:
+def ticks(low: float, high: float, integers: bool = False) -> list[float]:
     """Returns round numbers, evenly apart, the first and last around the range.
 
     Args:
         low: Start of the range.
         high: Its end.
-        whole: Whether they are to be integers.
+        integers: Whether they are to be whole numbers.
     """
     span = (high - low) or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(span / TICKS))
     every = next(m * power for m in (1, 2, 5, 10) if m * power * TICKS >= span * 0.99)
-    if whole:
+    if integers:
         every = max(1.0, every)
     first, last = math.floor(low / every + 1e-9), math.ceil(high / every - 1e-9)
     last = max(last, first + 1)
@@ -151,6 +154,14 @@ def label(value: float) -> str:
     """Returns a number as an axis shows it."""
     small = value and abs(value) < 1e-3
     return f"{value:.0e}".replace("e-0", "e-") if small else f"{round(value, 6):g}"
+
+
+def whole(number: float) -> str:
+    """Returns a whole number as an axis shows it, short enough for a phone."""
+    for times, letter in ((10**6, "M"), (10**3, "k")):
+        if number >= 10 * times or letter == "M" and number >= times:
+            return f"{number / times:g}{letter}"
+    return f"{number:,.0f}"
 
 
 def _thinned(line: Points) -> Points:

@@ -28,7 +28,8 @@ def settings(values: Mapping[str, Any]) -> str:
             continue
         value, default = values[field.name], field.default
         default = list(default) if isinstance(default, tuple) else default
-        flag = f"<td><code>--{field.name}</code></td>"
+        # On a phone a long name goes on in the next line, after an underscore.
+        flag = f"<td><code>{field.name.replace('_', '_<wbr>')}</code></td>"
         if value != default:
             changed.append(
                 f"<tr>{flag}<td>{_value(value)}</td><td>{_value(default)}</td>"
@@ -49,7 +50,7 @@ def settings(values: Mapping[str, Any]) -> str:
 
 def _table(title: str, last: str, rows: list[str]) -> str:
     return (
-        f'<h3>{text(title)}</h3><div class="wide"><table><thead><tr><th>flag</th>'
+        f'<h3>{text(title)}</h3><div class="wide"><table><thead><tr><th>setting</th>'
         f"<th>value</th><th>{last}</th></tr></thead><tbody>{'</tr>'.join(rows)}</tr>"
         "</tbody></table></div>"
     )

@@ -86,7 +86,7 @@ def compared(examples: Sequence[Example], class_names: Sequence[str]) -> str:
         '<i class="truth"></i><i class="prediction"></i>'
         '<input type="range" min="0" max="100" step="any" value="50" '
         f'aria-label="Prediction and truth of example {one.place}"></div>'
-        f'<div class="sides"><b>prediction</b><span>example {one.place}, IoU '
+        f'<div class="sides"><b>prediction</b><span>example {one.place}, mean IoU '
         f"{tables.figure(one.mean_iou)}</span><b>truth</b></div></figure>"
         for one in examples
     )
@@ -104,7 +104,7 @@ def side_by_side(examples: Sequence[Example]) -> str:
         )
         figures.append(
             f'<figure {_addresses(one)}><div class="three">{tiles}</div><div class="sides">'
-            f"<span>example {one.place}</span><b>IoU {tables.figure(one.mean_iou)}</b>"
+            f"<span>example {one.place}</span><b>mean IoU {tables.figure(one.mean_iou)}</b>"
             "</div></figure>"
         )
     return f'<div class="hard">{"".join(figures)}</div>'

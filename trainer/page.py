@@ -157,7 +157,7 @@ def _examples(result: Mapping[str, Any], shown: gallery.Shown | None) -> list[st
         among = f"the first {shown.looked_at:,} of {shown.total:,} examples"
     hardest = (
         f"Those of the lowest mean IoU among {among} of {split}, over the classes that "
-        "each has or is given."
+        "each has or is given; counted from 0, as they are stored."
     )
     return [
         section("Predictions", gallery.compared(shown.first, names), first),
