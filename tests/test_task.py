@@ -83,7 +83,9 @@ def test_a_try_out_goes_through_everything_and_leaves_nothing_behind(tmp_path):
         *("class", "pet", "background", "border", "mean", "pixel")
     ]
     paths = [pathlib.Path(line.split(" ")[-1]) for line in lines[7:]]
-    assert [path.name for path in paths] == ["curves.png", "predictions.png", "logs"]
+    assert [path.name for path in paths] == [
+        *("curves.png", "predictions.png", "report.html", "logs")
+    ]
     assert all(path.exists() for path in paths)
     [job_dir] = tmp_path.glob("segtrainer-*")
     assert paths[-1].parent == job_dir
