@@ -91,7 +91,7 @@ def test_a_try_out_goes_through_everything_and_leaves_nothing_behind(tmp_path):
     assert paths[-1].parent == job_dir
     names = {path.name for path in job_dir.iterdir()}
     expected = {"checkpoints", "config.json", "logs", "metrics.jsonl", "pictures"}
-    assert names == expected | {"result.json"}
+    assert names == expected | {"report.html", "result.json"}
     assert not (tmp_path / "runs").exists()
 
 
