@@ -36,7 +36,10 @@ OTHER = {
     "contrast": 0.99,
     "saturation": 1e-9,
     "hue": 0.5,
+    "encoder": "resnet50",
+    "encoder_alpha": 0.35,
     "encoder_weights": "a b.weights.h5",
+    "skip_layers": ("none", "a/b", "c", "it's=odd"),
     "train_encoder": True,
     "train_encoder_batch_norm": True,
     "init_from": "runs/other",
@@ -86,12 +89,17 @@ OTHER = {
 NEEDS = {
     "dataset": {"data_dir": "d"},
     "download": {"data_dir": "d"},
+    "encoder": {"encoder_weights": "none"},
+    "encoder_alpha": {"encoder_weights": "none"},
     "train_encoder_batch_norm": {"train_encoder": True},
     "weight_decay": {"optimizer": "adamw"},
     "focal_gamma": {"loss": "focal"},
 }
 # Each of these is in conflict with another one.
-ALONE = {"batch_size", "jit_compile", "scale_learning_rate", "tpu", "try_gcs"}
+ALONE = {
+    *("batch_size", "encoder_alpha", "jit_compile", "scale_learning_rate", "tpu"),
+    "try_gcs",
+}
 
 
 @pytest.mark.parametrize("name", FIELDS)

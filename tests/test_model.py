@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import model, step, sums
+from trainer import model, pretrained, step, sums
 
 SIZE = 32
 
@@ -182,7 +182,7 @@ def test_encoder_starts_from_the_bundled_weights():
     network = keras.applications.MobileNetV2(
         input_shape=(SIZE, SIZE, 3), include_top=False, weights=None
     )
-    network.load_weights(model.BUNDLED_WEIGHTS)
+    network.load_weights(pretrained.BUNDLED_WEIGHTS)
     theirs = network.get_layer("block_16_project").get_weights()
     ours = unet.get_layer("encoder").get_layer("block_16_project").get_weights()
     np.testing.assert_array_equal(ours, theirs)

@@ -150,6 +150,25 @@ FLAGS = {
     "num_cpu_devices=2; leave one of them out",
     "--dataset=cityscapes": "dataset cityscapes needs data_dir: only oxford_iiit_pet "
     "has a bundled sample; give --data_dir=DIR",
+    "--encoder=vgg16": "encoder must be one of mobilenet_v2, mobilenet_v3_large, "
+    "mobilenet_v3_small, efficientnet_v2_b0, resnet50, convnext_tiny, got 'vgg16'",
+    "--encoder_alpha=0.9": "encoder_alpha must be one of 0.35, 0.5, 0.75, 1, 1.3, 1.4, "
+    "got 0.9",
+    "--encoder=resnet50 --encoder_alpha=0.5": "encoder_alpha needs encoder "
+    "mobilenet_v2, got 0.5 with resnet50; leave one of them out",
+    "--encoder=resnet50": "encoder_weights imagenet is bundled for mobilenet_v2 of alpha "
+    "1 only, got resnet50; add --download, for Keras to fetch its file, or give "
+    "--encoder_weights=PATH",
+    "--encoder_alpha=0.5": "encoder_weights imagenet is bundled for mobilenet_v2 of alpha "
+    "1 only, got mobilenet_v2 of alpha 0.5; add --download, for Keras to fetch its file, "
+    "or give --encoder_weights=PATH",
+    "--skip_layers=a,b,c": "skip_layers must be four layers separated by commas, at "
+    "strides 2, 4, 8 and 16, none for no skip, got 'a,b,c'",
+    "--skip_layers=a,b,,d": "skip_layers must be four layers separated by commas, at "
+    "strides 2, 4, 8 and 16, none for no skip, got 'a,b,,d'",
+    "--encoder=convnext_tiny --encoder_weights=none --train_encoder "
+    "--train_encoder_batch_norm": "train_encoder_batch_norm needs an encoder with "
+    "BatchNorm, got convnext_tiny; leave it out",
     "--download": "download needs a data_dir to download to, got none",
     "--val_fraction=0 --val_split=train": "val_fraction must be more than 0 where "
     "validation is cut from train, got 0; give another --val_split or a fraction",
@@ -231,6 +250,15 @@ DATA = {
     "--encoder_weights={tmp}/other.weights.h5": "encoder_weights must fit "
     "keras.applications.MobileNetV2 (alpha 1.0, no top), got {tmp}/other.weights.h5: A "
     "total of 104 objects could not be loaded",
+    "--encoder_weights={tmp}/empty": "encoder_weights must be imagenet, none or a "
+    ".weights.h5 file, got {tmp}/empty: there is no such file",
+    "--encoder=mobilenet_v3_small --encoder_weights={tmp}/other.weights.h5": ""
+    "encoder_weights must fit keras.applications.MobileNetV3Small (no top), got "
+    "{tmp}/other.weights.h5: ...",
+    "--skip_layers=none,none,block_5_ad,none": "skip_layers must be layers of the "
+    "encoder at strides 2, 4, 8 and 16, got block_5_ad for stride 8, no layer of it; "
+    "there give one of block_3_depthwise_relu, ..., block_5_add, block_6_expand_relu, or "
+    "none",
     "--init_from={tmp}/none": "init_from must be a job_dir with checkpoints or a .npz "
     "file, got {tmp}/none",
     "--init_from={tmp}/empty": "init_from must be a job_dir with checkpoints or a .npz "
@@ -545,6 +573,8 @@ CHANGES = {
     "augment": ("True", "False"),
     "val_fraction": ("0.25", "0.5"),
     "encoder_weights": ("'none'", "'imagenet'"),
+    "encoder": ("'mobilenet_v2'", "'resnet50'"),
+    "encoder_alpha": ("1.0", "0.5"),
     "precision": ("'float32'", "'mixed_bfloat16'"),
     "limit_train_examples": ("None", "4"),
     "clip_norm": ("None", "1.0"),

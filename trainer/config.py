@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainer import flags, objective
+from trainer import encoders, flags, objective
 from trainer.flags import setting
 
 
@@ -20,7 +20,7 @@ class Config:
     # fmt: off
     dataset: str = setting("Data", "oxford_iiit_pet", "TFDS name, with /config or :version where needed.", identity=True)
     data_dir: str | None = setting("Data", None, "TFDS directory, local or gs://; the bundled sample when absent.")
-    download: bool = setting("Data", False, "Let TFDS download and prepare a data set that data_dir lacks.")
+    download: bool = setting("Data", False, "Let TFDS download and prepare a data set that data_dir lacks, and Keras the encoder's weights that are not bundled.")
     try_gcs: bool = setting("Data", False, "Read the data set from TFDS' public bucket, gs://tfds-data, where it has it.")
     image_feature: str | None = setting("Data", None, "Name of the picture among the features; known for oxford_iiit_pet.", identity=True)
     mask_feature: str | None = setting("Data", None, "Name of the mask among the features; known for oxford_iiit_pet.", identity=True)
@@ -45,7 +45,10 @@ class Config:
     saturation: float = setting("Augmentation", 0.0, "Largest relative change of saturation.", low=0, high=0.99, identity=True)
     hue: float = setting("Augmentation", 0.0, "Largest shift of the hue, as a share of the colour circle.", low=0, high=0.5, identity=True)
 
-    encoder_weights: str = setting("Model", "imagenet", "Weights the encoder starts from: imagenet (bundled), none, or a .weights.h5 file.", identity=True)
+    encoder: str = setting("Model", encoders.DEFAULT, "Pretrained network, of keras.applications.", choices=encoders.NAMES, identity=True)
+    encoder_alpha: float = setting("Model", 1.0, "Width of mobilenet_v2, over that of the paper: 0.35, 0.5, 0.75, 1, 1.3 or 1.4.", identity=True)
+    encoder_weights: str = setting("Model", "imagenet", "Weights the encoder starts from: imagenet (bundled for mobilenet_v2; others need --download), none, or a .weights.h5 or .h5 file, local or gs://.", identity=True)
+    skip_layers: tuple[str, ...] | None = setting("Model", None, "Layers of the encoder that the decoder sees too, at strides 2, 4, 8 and 16, separated by commas; none for no skip.", identity=True)
     train_encoder: bool = setting("Model", False, "Train the encoder too; its BatchNorm stays in inference mode.", identity=True)
     train_encoder_batch_norm: bool = setting("Model", False, "With train_encoder: let the encoder's BatchNorm learn as well.", identity=True)
     init_from: str | None = setting("Model", None, "Start a new run from the best weights of this other job_dir, or from one checkpoint file.")
@@ -140,7 +143,10 @@ class Config:
                 f"dataset {self.dataset} needs data_dir: only {Config.dataset} has a "
                 "bundled sample; give --data_dir=DIR"
             )
-        if self.download and self.data_dir is None:
+        to_fetch = encoders.is_to_fetch(
+            self.encoder, self.encoder_alpha, self.encoder_weights
+        )
+        if self.download and self.data_dir is None and not to_fetch:
             raise ValueError("download needs a data_dir to download to, got none")
         if self.val_fraction == 0 and self.val_split == self.train_split:
             raise ValueError(
@@ -151,6 +157,19 @@ class Config:
             raise ValueError(
                 "test_split must be another than train_split and val_split, got "
                 f"{self.test_split}: nothing may be chosen on test"
+            )
+        encoders.check(
+            self.encoder,
+            alpha=self.encoder_alpha,
+            weights=self.encoder_weights,
+            download=self.download,
+            skip_layers=self.skip_layers,
+        )
+        has_batch_norm = encoders.TABLE[self.encoder].batch_norm
+        if self.train_encoder_batch_norm and not has_batch_norm:
+            raise ValueError(
+                "train_encoder_batch_norm needs an encoder with BatchNorm, got "
+                f"{self.encoder}; leave it out"
             )
         if self.train_encoder_batch_norm and not self.train_encoder:
             raise ValueError(

@@ -17,6 +17,7 @@ from trainer import (
     data,
     dataset,
     distribution,
+    encoders,
     examples,
     files,
     lease,
@@ -116,7 +117,8 @@ def prepare(
     if cluster is not None and settings.download:
         raise ValueError(
             f"download is for a single worker, got {cluster.size} in TF_CONFIG, which "
-            "would get in each other's way; prepare the data set once before"
+            "would get in each other's way; prepare the data set once before, and give "
+            "the encoder's weights as a file"
         )
     if cluster is not None and settings.fast_dev_run:
         raise ValueError(
@@ -265,6 +267,11 @@ def check_places(
         "init_from": settings.init_from or "",
         "encoder_weights": settings.encoder_weights,
     }
+    to_fetch = encoders.is_to_fetch(
+        settings.encoder, settings.encoder_alpha, settings.encoder_weights
+    )
+    # Who asks for weights may have the data set already, where nobody may write.
+    downloaded = "data_dir" if settings.download and not to_fetch else None
     asked = {**read, **written}
     for setting, directory in asked.items():
         within = directory.startswith(f"{directories.job.rstrip('/')}/")
@@ -272,7 +279,7 @@ def check_places(
             continue  # A directory in job_dir is asked for with it.
         from trainer import bucket  # Its libraries take a second: only where needed.
 
-        may_write = writes and (setting in written or settings.download)
+        may_write = writes and setting in (*written, downloaded)
         bucket.check(setting, directory, bucket.WRITE if may_write else bucket.READ)
     if not writes:
         return
@@ -314,7 +321,7 @@ def _open(settings: config.Config) -> dataset.Dataset:
     opened = dataset.open_dataset(
         settings.dataset,
         data_dir=_data_dir(settings),
-        download=settings.download,
+        download=settings.download and settings.data_dir is not None,
         image_feature=settings.image_feature,
         mask_feature=settings.mask_feature,
         mask_offset=settings.mask_offset,

@@ -1,40 +1,29 @@
-"""The U-Net: a pretrained MobileNetV2 encoder and a pix2pix-style decoder.
+"""The U-Net: a pretrained encoder and a pix2pix-style decoder.
 
 Letters: N images in a batch, S side of an image, C classes.
 """
 
-import os
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
 
-from trainer import sums
+from trainer import encoders, pretrained, sums
 
-# Outputs of MobileNetV2 at S/2, S/4, S/8, S/16 (skips) and S/32 (bottleneck), and the
-# decoder's widths, as in TensorFlow's tutorial on image segmentation.
-SKIPS = (
-    "block_1_expand_relu",
-    "block_3_expand_relu",
-    "block_6_expand_relu",
-    "block_13_expand_relu",
-)
-BOTTLENECK = "block_16_project"
+# Of the decoder, from low resolution to high, as in TensorFlow's tutorial on image
+# segmentation.
 DECODER_WIDTHS = (512, 256, 128, 64)
-BUNDLED_WEIGHTS = os.path.join(
-    os.path.dirname(__file__),
-    "assets",
-    "weights",
-    "mobilenet_v2_1.0_224_no_top.weights.h5",
-)
 
 
 def build_unet(
     *,
     image_size: int,
     num_classes: int,
+    encoder: str = encoders.DEFAULT,
+    encoder_alpha: float = 1.0,
     encoder_weights: str = "imagenet",
+    skip_layers: Sequence[str] | None = None,
+    download: bool = False,
     train_encoder: bool = False,
     train_encoder_batch_norm: bool = False,
     precision: str = "float32",
@@ -42,13 +31,16 @@ def build_unet(
 ) -> keras.Model:
     """Returns the model: image (N, S, S, 3) float32 0..255 -> logits (N, S, S, C).
 
-    Normalisation to [-1, 1] is part of it. Its weights are float32, its logits too.
+    The encoder's normalisation is part of it. Its weights are float32, its logits too.
 
     Args:
         image_size: S, pixels, a multiple of 32.
         num_classes: C.
-        encoder_weights: "imagenet" (bundled), "none", or the path of a .weights.h5
-            file of keras.applications.MobileNetV2 without its top.
+        encoder: Its name in `encoders.TABLE`.
+        encoder_alpha: See `pretrained.build`, for the next three as well.
+        encoder_weights: "imagenet", "none", or the path of a file.
+        skip_layers: Others than the table's.
+        download: Whether weights may be fetched.
         train_encoder: Whether the encoder's weights are trained.
         train_encoder_batch_norm: Whether its BatchNorm learns too; otherwise it
             stays in inference mode.
@@ -56,27 +48,36 @@ def build_unet(
         seed: Seed of the weights that are not loaded.
 
     Raises:
-        ValueError: If the weights are not there or do not fit.
+        ValueError: If the weights are not there or do not fit, or layers are not there.
     """
     keras.config.set_dtype_policy(precision)
     keras.utils.set_random_seed(seed)
-    encoder = _encoder(image_size, encoder_weights)
-    encoder.trainable = train_encoder
-    for layer in encoder.layers:
+    network = pretrained.build(
+        encoder,
+        image_size=image_size,
+        alpha=encoder_alpha,
+        weights=encoder_weights,
+        download=download,
+        skip_layers=skip_layers,
+    )
+    network.trainable = train_encoder
+    for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = train_encoder and train_encoder_batch_norm
             layer.synchronized = layer.trainable
 
     image = keras.Input((image_size, image_size, 3), name="image")
-    normalised = keras.layers.Rescaling(1 / 127.5, offset=-1, name="normalise")(image)
     # BatchNorm that is not trainable runs in inference mode whatever `training` is.
-    *skips, features = encoder(normalised)  # (N, S/32, S/32, 320)
+    taps = network(pretrained.normalise(encoder, image))
+    *skips, features = keras.tree.flatten(taps)  # (N, S/32, S/32, channels)
+    skip_of = {skip.shape[1]: skip for skip in skips}
     inputs = [features]
-    for width, skip in zip(DECODER_WIDTHS, reversed(skips), strict=True):
+    for width in DECODER_WIDTHS:
         features = UpConv(width, name=f"up_{width}")(inputs)
         features = SyncBatchNorm(name=f"up_{width}_norm")(features)
         features = keras.layers.ReLU(name=f"up_{width}_relu")(features)
-        inputs = [features, skip]
+        skip = skip_of.get(features.shape[1])
+        inputs = [features] if skip is None else [features, skip]
     logits = UpConv(
         num_classes,
         use_bias=True,
@@ -264,29 +265,3 @@ def _normalised(
         return (centred * (gamma * inverse) + beta, mean, variance), gradient
 
     return normalise(x, gamma, beta)
-
-
-def _encoder(image_size: int, weights: str) -> keras.Model:
-    """Returns MobileNetV2 from image in [-1, 1] to the skips and the bottleneck."""
-    network = keras.applications.MobileNetV2(
-        input_shape=(image_size, image_size, 3), include_top=False, weights=None
-    )
-    if weights != "none":
-        path = BUNDLED_WEIGHTS if weights == "imagenet" else weights
-        if not os.path.isfile(path):
-            raise ValueError(
-                "encoder_weights must be imagenet, none or a .weights.h5 file, got "
-                f"{path}: there is no such file"
-            )
-        try:
-            with warnings.catch_warnings():
-                # Keras adds a hundred lines to the one that says what does not fit.
-                warnings.simplefilter("ignore")
-                network.load_weights(path)
-        except (ValueError, OSError, KeyError) as error:
-            raise ValueError(
-                "encoder_weights must fit keras.applications.MobileNetV2 (alpha 1.0, no "
-                f"top), got {path}: {str(error).splitlines()[0].split('. ')[0]}"
-            ) from None
-    outputs = [network.get_layer(name).output for name in (*SKIPS, BOTTLENECK)]
-    return keras.Model(network.input, outputs, name="encoder")

@@ -28,7 +28,11 @@ def build(
     return model.build_unet(
         image_size=settings.image_size,
         num_classes=num_classes,
+        encoder=settings.encoder,
+        encoder_alpha=settings.encoder_alpha,
         encoder_weights=encoder_weights,
+        skip_layers=settings.skip_layers,
+        download=settings.download,
         train_encoder=settings.train_encoder,
         train_encoder_batch_norm=settings.train_encoder_batch_norm,
         precision=settings.precision,
