@@ -16,6 +16,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from benchmarks import (
+    encoders,
     hlo,
     kill,
     machine,
@@ -412,3 +413,14 @@ def test_step_for_a_tpu_is_lowered_without_float64_and_ours_stays_exact():
     assert "tensor<32x32x32x3xui8>" in program and "xbf16>" in program
     assert "f64" not in program and "mhlo.copy" not in program
     assert sums.exact()
+
+
+@pytest.mark.slow
+def test_each_encoder_takes_turns_with_the_first():
+    names = ["mobilenet_v2", "mobilenet_v3_small"]
+    found = encoders.measure(names, rounds=2, steps=1, batch_size=2, image_size=32)
+    assert [len(row["images_per_second"]) for row in found.values()] == [2, 2]
+    first, second = found.values()
+    assert (first["parameters"], first["trained_parameters"]) == (6_504_227, 4_660_323)
+    assert first["over_the_first"] == 1
+    assert 0 < second["trained_parameters"] < second["parameters"] < first["parameters"]

@@ -72,6 +72,32 @@ def test_a_point_that_only_the_corners_hold_is_refused():
         checked_study(Search(search=texts), [], any_settings)
 
 
+def test_encoders_can_be_searched_where_their_weights_are_to_be_had():
+    search = Search(search=("encoder=mobilenet_v2/resnet50",))
+    found = checked_study(search, ["--encoder_weights=none"], any_settings)
+    assert found.parameters == [
+        Parameter("encoder", values=("mobilenet_v2", "resnet50"))
+    ]
+    assert checked_study(search, ["--download", "--data_dir=d"], any_settings)
+    line = "refused, --encoder=resnet50: encoder_weights imagenet is bundled for"
+    with pytest.raises(ValueError, match=line):
+        checked_study(search, [], any_settings)
+
+
+def test_widths_and_taps_can_be_searched(tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text(
+        "encoder_alpha: [0.35, 1]\n"
+        "skip_layers: ['none,none,none,block_13_expand_relu', 'none,none,none,none']\n"
+    )
+    args = ["--encoder_weights=none"]
+    found = checked_study(Search(search_space=str(path)), args, any_settings)
+    assert [p.values for p in found.parameters] == [
+        (0.35, 1.0),
+        ("none,none,none,block_13_expand_relu", "none,none,none,none"),
+    ]
+
+
 def test_values_of_a_large_space_are_each_checked():
     values = "/".join(map(str, range(1, 30)))
     texts = [f"seed={values}", f"log_every_steps={values}", "image_size=64/96/100"]

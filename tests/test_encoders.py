@@ -106,6 +106,14 @@ def test_the_decoder_sees_each_skip_and_nothing_where_there_is_none(unets, name)
     assert seen == [channels or 0 for channels in reversed(CHANNELS[name])]
 
 
+@pytest.mark.parametrize("alpha", [0.35, 1.4])
+def test_mobilenet_v2_has_the_width_asked_for(alpha):
+    encoder = build(encoder_alpha=alpha).get_layer("encoder")
+    theirs = network("mobilenet_v2", alpha=alpha).get_layer("block_16_project").output
+    assert encoder.outputs[-1].shape == theirs.shape
+    assert theirs.shape[-1] == {0.35: 112, 1.4: 448}[alpha]
+
+
 def test_other_layers_can_be_tapped_and_strides_left_out():
     skip_layers = ("none", "block_2_add", "block_5_add", "none")
     unet = build(skip_layers=skip_layers)

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 
+import keras
 import pytest
 
 from trainer import lease, task, train
@@ -88,6 +89,38 @@ def test_each_permission_for_the_data_dir(right, gcs, line, places):
     assert line() == (
         f"data_dir must be in a bucket that we may use, got {places['data_dir']}: "
         f"{permission} is not granted there"
+    )
+
+
+@pytest.mark.parametrize("where", ["data/", "read/"])
+def test_what_is_only_read_need_not_be_written(
+    where, gcs, gcs_bucket, places, tmp_path
+):
+    keras.applications.MobileNetV3Small(
+        input_shape=(32, 32, 3), include_top=False, weights=None
+    ).save_weights(tmp_path / "mine.weights.h5")
+    weights = f"gs://{gcs_bucket}/read/mine.weights.h5"
+    gcs.put(weights, (tmp_path / "mine.weights.h5").read_bytes())
+    gcs.set_faults(denied={"storage.objects.create": where})
+    flags = {**places, "encoder": "mobilenet_v3_small", "encoder_weights": weights}
+    with pytest.raises(AssertionError, match="the run has begun"):
+        task.main([*(f"--{k}={v}" for k, v in flags.items()), "--download"])
+
+
+def test_a_place_to_download_to_that_nobody_may_write_to(gcs, gcs_bucket, line):
+    gcs.set_faults(denied={"storage.objects.create": "none/"})
+    path = f"gs://{gcs_bucket}/none"
+    assert line(data_dir=path, download="true") == (
+        f"data_dir must be in a bucket that we may use, got {path}: "
+        "storage.objects.create is not granted there"
+    )
+
+
+def test_weights_that_are_not_in_the_bucket(line, gcs_bucket):
+    path = f"gs://{gcs_bucket}/none.weights.h5"
+    assert line(encoder_weights=path) == (
+        "encoder_weights must be imagenet, none or a .weights.h5 file, got "
+        f"{path}: there is no such file"
     )
 
 

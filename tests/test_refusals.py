@@ -382,6 +382,18 @@ def test_what_flags_name_is_refused_where_it_does_not_serve(
     assert contents(kept) == before
 
 
+def test_several_workers_download_nothing(refused, places, tmp_path, monkeypatch):
+    addresses = ["localhost:1", "localhost:2"]
+    task_of = {"type": "worker", "index": 0}
+    both = {"cluster": {"worker": addresses}, "task": task_of}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(both))
+    assert refused(*flags(places["pets"], tmp_path / "run"), "--download") == (
+        "download is for a single worker, got 2 in TF_CONFIG, which would get in each "
+        "other's way; prepare the data set once before, and give the encoder's weights "
+        "as a file"
+    )
+
+
 _list_physical_devices = tf.config.list_physical_devices
 
 

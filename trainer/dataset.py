@@ -127,6 +127,15 @@ def open_dataset(
     )
 
 
+def is_there(name: str, data_dir: str) -> bool:
+    """Returns whether a data directory holds a data set, in any version."""
+    folder = name.split(":")[0]
+    return any(
+        tf.io.gfile.exists(os.path.join(data_dir, inside))
+        for inside in (folder, "features.json")
+    )
+
+
 def _builder(name: str, data_dir: str, download: bool) -> tfds.core.DatasetBuilder:
     """Returns the read-only door to a prepared data set."""
     if not download and not tf.io.gfile.isdir(data_dir):

@@ -17,7 +17,6 @@ from trainer import (
     data,
     dataset,
     distribution,
-    encoders,
     examples,
     files,
     lease,
@@ -267,11 +266,6 @@ def check_places(
         "init_from": settings.init_from or "",
         "encoder_weights": settings.encoder_weights,
     }
-    to_fetch = encoders.is_to_fetch(
-        settings.encoder, settings.encoder_alpha, settings.encoder_weights
-    )
-    # Who asks for weights may have the data set already, where nobody may write.
-    downloaded = "data_dir" if settings.download and not to_fetch else None
     asked = {**read, **written}
     for setting, directory in asked.items():
         within = directory.startswith(f"{directories.job.rstrip('/')}/")
@@ -279,8 +273,10 @@ def check_places(
             continue  # A directory in job_dir is asked for with it.
         from trainer import bucket  # Its libraries take a second: only where needed.
 
-        may_write = writes and setting in (*written, downloaded)
+        may_write = writes and setting in written
         bucket.check(setting, directory, bucket.WRITE if may_write else bucket.READ)
+        if setting == "data_dir" and writes and _is_to_download(settings):
+            bucket.check(setting, directory, bucket.WRITE)
     if not writes:
         return
     report.check_job_dir(directories.job)
@@ -314,6 +310,12 @@ def hold_lease(
 def _data_dir(settings: config.Config) -> str | None:
     """Returns where the data set is; nothing for the bundled sample."""
     return dataset.PUBLIC_DIR if settings.try_gcs else settings.data_dir
+
+
+def _is_to_download(settings: config.Config) -> bool:
+    """Returns whether data_dir lacks the data set and may get it."""
+    data_dir = settings.data_dir if settings.download else None
+    return data_dir is not None and not dataset.is_there(settings.dataset, data_dir)
 
 
 def _open(settings: config.Config) -> dataset.Dataset:
