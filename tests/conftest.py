@@ -160,7 +160,7 @@ def write_tfds(
     return str(data_dir)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pets(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """Writes small data sets by the contract of oxford_iiit_pet.
 
@@ -191,7 +191,7 @@ def pets(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     return write
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """Writes small data sets named "shapes", which TFDS knows from their files alone.
 
@@ -220,17 +220,18 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     return write
 
 
+def one_layer(*, image_size: int, num_classes: int, seed: int, **_) -> keras.Model:
+    """Returns a model of one layer, in the place of the U-Net, which takes seconds."""
+    keras.utils.set_random_seed(seed)
+    image = keras.Input((image_size, image_size, 3))
+    convolution = keras.layers.Conv2D(num_classes, 3, padding="same", name="logits")
+    return keras.Model(image, convolution(image))
+
+
 @pytest.fixture
 def tiny_unet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts a model of one layer in the place of the U-Net, which takes seconds."""
-
-    def build(*, image_size: int, num_classes: int, seed: int, **_) -> keras.Model:
-        keras.utils.set_random_seed(seed)
-        image = keras.Input((image_size, image_size, 3))
-        convolution = keras.layers.Conv2D(num_classes, 3, padding="same", name="logits")
-        return keras.Model(image, convolution(image))
-
-    monkeypatch.setattr(model, "build_unet", build)
+    """Puts a model of one layer in the place of the U-Net."""
+    monkeypatch.setattr(model, "build_unet", one_layer)
 
 
 @pytest.fixture(scope="session")
@@ -300,9 +301,9 @@ def refused(
     # TensorFlow's own lines are kept off the terminal only where nobody asked for them.
     monkeypatch.setattr(tf.get_logger(), "disabled", True)
 
-    def run(*args: str) -> str:
+    def run(*args: str, main: Callable[[Sequence[str]], int] = task.main) -> str:
         capfd.readouterr()  # What made the places wrote is not the command's.
-        code = task.main(args)
+        code = main(args)
         out, err = capfd.readouterr()
         assert (code, out) == (2, "")
         [line] = err.splitlines()

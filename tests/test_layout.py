@@ -13,6 +13,7 @@ import pytest
 import trainer
 from deploy import jobs, local, order
 from trainer.config import Config
+from trainer.evaluation import Evaluation
 from trainer.predict import Prediction
 from trainer.preparation import Preparation
 
@@ -41,6 +42,7 @@ LEAVES = {
     ),
     *("defects", "masks", "terminal"),
     *("bucket", "interruption", "lease", "metrics", "order", "resizing", "saver"),
+    "boundaries",
     "overlay",
     "sums",
 }
@@ -87,10 +89,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"distribution", "files"},
     "data": {"augment", "dataset", "examples", "order", "resizing"},
     "inference": {"resizing"},
+    "evaluation": {"flags"},
+    "scoring": {
+        *("boundaries", "data", "dataset", "examples", "inference", "metrics"),
+        *("photographs", "pipeline", "resizing"),
+    },
+    "hardest": {"metrics", "pictures", "resizing", "scoring"},
     "photographs": {"files", "folders"},
     "decoding": {"masks", "terminal"},
     "pipeline": {"decoding", "inference", "photographs", "resizing", "terminal"},
-    "trained": {"checkpoint", "config", "files", "model"},
+    "trained": {"checkpoint", "config", "dataset", "files", "model"},
     "model": {"encoders", "pretrained", "sums"},
     "pretrained": {"encoders", "files"},
     "distribution": {"cluster", "sums"},
@@ -258,7 +266,7 @@ def test_every_setting_is_used():
         if isinstance(node, ast.Attribute)
         and ast.unparse(node.value).split(".")[-1] == "settings"
     }
-    kinds = (Config, Prediction, Preparation)
+    kinds = (Config, Evaluation, Prediction, Preparation)
     settings = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     assert settings, "Config has no settings"
     assert settings - read == set()

@@ -114,6 +114,27 @@ def test_names_of_another_number_than_the_classes_are_refused():
         metrics.summary(CONFUSION, NAMES[:2])
 
 
+def test_table_shows_boundaries_where_they_were_counted():
+    found = metrics.summary(NO_BORDER, NAMES) | {
+        "boundary_f/pet": 0.25,
+        "boundary_f/background": 0.5,
+        "boundary_f/border": None,
+    }
+    assert metrics.table(found, NAMES).splitlines() == [
+        "class              IoU    Dice  boundary F",
+        "pet             0.5000  0.6667      0.2500",
+        "background      0.5714  0.7273      0.5000",
+        "border               -       -           -",
+        "mean            0.5357  0.6970      0.3750",
+        "pixel accuracy  0.7000",
+    ]
+
+
+def test_table_of_classes_with_the_names_of_its_own_rows_shows_all():
+    found = metrics.summary(np.array([[3, 1], [1, 3]]), ["mean", "class"])
+    assert len(metrics.table(found, ["mean", "class"]).splitlines()) == 5
+
+
 def test_table_shows_every_class_the_means_and_a_dash_for_what_does_not_occur():
     table = metrics.table(metrics.summary(NO_BORDER, NAMES), NAMES)
     assert table.splitlines() == [

@@ -5,10 +5,10 @@ import json
 import os
 import pathlib
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import one_layer
 from PIL import Image, ImageOps
 
 from benchmarks import predict as benchmark
@@ -30,18 +30,11 @@ from trainer import (
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Trains a model of one layer for a step, once; returns its job_dir."""
-
-    def build(*, image_size: int, num_classes: int, seed: int, **_) -> keras.Model:
-        keras.utils.set_random_seed(seed)
-        image = keras.Input((image_size, image_size, 3))
-        convolution = keras.layers.Conv2D(num_classes, 3, padding="same", name="logits")
-        return keras.Model(image, convolution(image))
-
     job_dir = str(tmp_path_factory.mktemp("run"))
     flags = ("--image_size=32", "--limit_train_examples=8", "--limit_eval_examples=2")
     flags += ("--test_split=none",)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "build_unet", build)
+        patch.setattr(model, "build_unet", one_layer)
         steps = ("--total_steps=1", "--batch_size=2")
         assert task.main([f"--job_dir={job_dir}", *steps, *flags]) == 0
         yield job_dir

@@ -121,9 +121,9 @@ def open_dataset(
         version=str(info.version),
         features=_features(info, described["image_feature"], described["mask_feature"]),
         **described,
-        train=_limited(train, limit_train_examples),
-        val=_limited(val, limit_eval_examples),
-        test=test and _limited(test, limit_eval_examples),
+        train=limited(train, limit_train_examples),
+        val=limited(val, limit_eval_examples),
+        test=test and limited(test, limit_eval_examples),
     )
 
 
@@ -134,6 +134,24 @@ def is_there(name: str, data_dir: str) -> bool:
         tf.io.gfile.exists(os.path.join(data_dir, inside))
         for inside in (folder, "features.json")
     )
+
+
+def stored_split(opened: Dataset, name: str) -> Split:
+    """Returns all of a split as it is stored, whatever a run makes of it.
+
+    Raises:
+        ValueError: If the data set has none of that name, or an empty one.
+    """
+    folder = os.path.dirname(opened.train.files[0])
+    return _split(tfds.builder_from_directory(folder).info, "split", name)
+
+
+def limited(split: Split, limit: int | None) -> Split:
+    """Returns the first examples of each shard, `limit` in all."""
+    lengths = split.shard_lengths
+    turns = np.concatenate([np.arange(length) for length in lengths])
+    chosen = np.argsort(turns, kind="stable")[:limit]
+    return dataclasses.replace(split, ids=split.ids[np.sort(chosen)])
 
 
 def _builder(name: str, data_dir: str, download: bool) -> tfds.core.DatasetBuilder:
@@ -250,11 +268,3 @@ def _cut(split: Split, fraction: float) -> tuple[Split, Split]:
         )
     train = dataclasses.replace(split, ids=split.ids[~in_head])
     return train, dataclasses.replace(split, ids=split.ids[in_head])
-
-
-def _limited(split: Split, limit: int | None) -> Split:
-    """Returns the first examples of each shard, `limit` in all."""
-    lengths = split.shard_lengths
-    turns = np.concatenate([np.arange(length) for length in lengths])
-    chosen = np.argsort(turns, kind="stable")[:limit]
-    return dataclasses.replace(split, ids=split.ids[np.sort(chosen)])

@@ -262,7 +262,7 @@ def check_places(
         "log_dir": directories.logs,
     }
     read = {
-        "data_dir": _data_dir(settings) or "",
+        "data_dir": trained.data_dir(settings) or "",
         "init_from": settings.init_from or "",
         "encoder_weights": settings.encoder_weights,
     }
@@ -307,11 +307,6 @@ def hold_lease(
     return lease.hold(directory, owner)
 
 
-def _data_dir(settings: config.Config) -> str | None:
-    """Returns where the data set is; nothing for the bundled sample."""
-    return dataset.PUBLIC_DIR if settings.try_gcs else settings.data_dir
-
-
 def _is_to_download(settings: config.Config) -> bool:
     """Returns whether data_dir lacks the data set and may get it."""
     data_dir = settings.data_dir if settings.download else None
@@ -320,22 +315,7 @@ def _is_to_download(settings: config.Config) -> bool:
 
 def _open(settings: config.Config) -> dataset.Dataset:
     """Returns the data set; the metrics that are asked for must be of its classes."""
-    opened = dataset.open_dataset(
-        settings.dataset,
-        data_dir=_data_dir(settings),
-        download=settings.download and settings.data_dir is not None,
-        image_feature=settings.image_feature,
-        mask_feature=settings.mask_feature,
-        mask_offset=settings.mask_offset,
-        class_names=settings.class_names,
-        ignore_id=settings.ignore_id,
-        train_split=settings.train_split,
-        val_split=settings.val_split,
-        test_split=settings.test_split,
-        val_fraction=settings.val_fraction,
-        limit_train_examples=settings.limit_train_examples,
-        limit_eval_examples=settings.limit_eval_examples,
-    )
+    opened = trained.open_dataset(settings)
     objective.check_classes(settings.class_weights, tuple(opened.class_names))
     empty = np.zeros([len(opened.class_names)] * 2, np.int64)
     known = ["val_loss"]

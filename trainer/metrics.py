@@ -3,6 +3,8 @@
 Letters: N examples, S side in pixels, C classes.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import tensorflow as tf
 
@@ -122,11 +124,18 @@ def summary(confusion: np.ndarray, class_names: list[str]) -> dict[str, float | 
     return metrics
 
 
+def mean(values: Sequence[float | None]) -> float | None:
+    """Returns the mean over the classes that occur; None where none does."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
 def table(metrics: dict[str, float | None], class_names: list[str]) -> str:
     """Returns a plain text table of the metrics of each class, for the terminal.
 
     Args:
-        metrics: What `summary` returned; other keys are not looked at.
+        metrics: What `summary` returned, and `boundary_f/<class>` where it was counted;
+            other keys are not looked at.
         class_names: C names.
 
     Returns:
@@ -134,19 +143,20 @@ def table(metrics: dict[str, float | None], class_names: list[str]) -> str:
         means over the classes that occur, and the pixel accuracy. A class that
         does not occur has a dash.
     """
-    dice = [metrics[f"dice/{name}"] for name in class_names]
-    found = [value for value in dice if value is not None]
-    mean_dice = sum(found) / len(found) if found else None
-    rows = [
-        (name, _cell(metrics[f"iou/{name}"]), _cell(value))
-        for name, value in zip(class_names, dice, strict=True)
-    ]
-    rows = [("class", "IoU", "Dice"), *rows]
-    rows.append(("mean", _cell(metrics["mean_iou"]), _cell(mean_dice)))
-    rows.append(("pixel accuracy", _cell(metrics["pixel_accuracy"]), ""))
-    width = max(len(name) for name, _, _ in rows)
-    lines = [f"{name:<{width}}  {iou:>6}  {dice:>6}" for name, iou, dice in rows]
-    return "\n".join(line.rstrip() for line in lines)
+    columns = {"IoU": "iou", "Dice": "dice", "boundary F": "boundary_f"}
+    names = ["class", *class_names, "mean", "pixel accuracy"]
+    width = max(map(len, names))
+    lines = [f"{name:<{width}}" for name in names]
+    for heading, key in columns.items():
+        if f"{key}/{class_names[0]}" not in metrics:
+            continue
+        values = [metrics[f"{key}/{name}"] for name in class_names]
+        values.append(mean(values))
+        accuracy = _cell(metrics["pixel_accuracy"]) if key == "iou" else ""
+        cells = [heading, *map(_cell, values), accuracy]
+        size = max(6, len(heading))
+        lines = [f"{a}  {b:>{size}}" for a, b in zip(lines, cells, strict=True)]
+    return "\n".join(map(str.rstrip, lines))
 
 
 def _counts(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

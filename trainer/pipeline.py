@@ -7,6 +7,7 @@ height and width in pixels, C classes.
 import collections
 import concurrent.futures
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -20,6 +21,8 @@ from trainer.photographs import Photograph
 THREADS = 16  # At most; each may hold a photograph and its probabilities.
 Item = TypeVar("Item")
 Made = TypeVar("Made")
+Seen = TypeVar("Seen")
+Written = TypeVar("Written")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,17 +90,43 @@ def run(
         write: Makes of a photograph and them what is asked for, in several threads.
         skip: Told each photograph that cannot be read, and why; in this thread.
     """
+    return flow(
+        photographs,
+        lambda photograph: _read(photograph, size),
+        lambda reads: _looked_at(_readable(reads, skip), batch_size, look),
+        lambda pair: write(*pair),
+    )
+
+
+def flow(
+    items: Iterable[Item],
+    read: Callable[[Item], Made],
+    look: Callable[[Iterator[Made]], Iterable[Seen]],
+    write: Callable[[Seen], Written],
+) -> Iterator[Written]:
+    """Yields what becomes of each item, in order; few of them are under way at once.
+
+    Args:
+        items: Taken in this thread.
+        read: Makes one ready, in several threads.
+        look: Makes of those what is to be written, in this thread.
+        write: Makes of each of these what is wanted, in several threads.
+    """
     threads = min(THREADS, os.cpu_count() or 1)
     depth = 2 * threads  # Enough that no thread waits; more would only fill memory.
     pool = concurrent.futures.ThreadPoolExecutor(threads)
     try:
-        reads = _ahead(
-            pool, lambda photograph: _read(photograph, size), photographs, depth
-        )
-        seen = _looked_at(_readable(reads, skip), batch_size, look)
-        yield from _ahead(pool, lambda pair: write(*pair), seen, depth)
+        seen = look(_ahead(pool, read, items, depth))
+        yield from _ahead(pool, write, seen, depth)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def batches(items: Iterable[Item], batch_size: int) -> Iterator[list[Item]]:
+    """Yields so many items at once; the last may be fewer."""
+    turns = iter(items)
+    while batch := list(itertools.islice(turns, batch_size)):
+        yield batch
 
 
 def ids_of(read: Read, probabilities: tf.Tensor) -> tuple[np.ndarray, tf.Tensor]:
@@ -142,13 +171,7 @@ def _looked_at(
     reads: Iterable[Read], batch_size: int, look: Look
 ) -> Iterator[tuple[Read, tf.Tensor]]:
     """Yields each photograph with what the model says of it."""
-    batch: list[Read] = []
-    for read in reads:
-        batch.append(read)
-        if len(batch) == batch_size:
-            yield from zip(batch, look(batch), strict=True)
-            batch = []
-    if batch:
+    for batch in batches(reads, batch_size):
         yield from zip(batch, look(batch), strict=True)
 
 

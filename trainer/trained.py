@@ -1,4 +1,4 @@
-"""A trained model as its run left it in a job_dir."""
+"""A run's model as it left it in a job_dir, and the data set of its settings."""
 
 import dataclasses
 import os
@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from trainer import checkpoint, config, files, model
+from trainer import checkpoint, config, dataset, files, model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Trained:
     checkpoint: str  # Path of the file that it was read from.
     step: int  # After which it was saved.
     validation: dict[str, Any]  # Its metrics then, val_...; none if it was not judged.
+    examples: tuple[int, ...] = ()  # Of each shard of train, and of validation.
 
 
 def build(
@@ -37,6 +38,35 @@ def build(
         train_encoder_batch_norm=settings.train_encoder_batch_norm,
         precision=settings.precision,
         seed=settings.seed,
+    )
+
+
+def data_dir(settings: config.Config) -> str | None:
+    """Returns where a run's data set is; nothing for the bundled sample."""
+    return dataset.PUBLIC_DIR if settings.try_gcs else settings.data_dir
+
+
+def open_dataset(settings: config.Config) -> dataset.Dataset:
+    """Returns the data set of a run's settings, its splits as the run takes them.
+
+    Raises:
+        ValueError: If it is not there, or not what the settings say.
+    """
+    return dataset.open_dataset(
+        settings.dataset,
+        data_dir=data_dir(settings),
+        download=settings.download and settings.data_dir is not None,
+        image_feature=settings.image_feature,
+        mask_feature=settings.mask_feature,
+        mask_offset=settings.mask_offset,
+        class_names=settings.class_names,
+        ignore_id=settings.ignore_id,
+        train_split=settings.train_split,
+        val_split=settings.val_split,
+        test_split=settings.test_split,
+        val_fraction=settings.val_fraction,
+        limit_train_examples=settings.limit_train_examples,
+        limit_eval_examples=settings.limit_eval_examples,
     )
 
 
@@ -77,4 +107,5 @@ def load(job_dir: str, which: str = "best") -> Trained:
         checkpoint=os.path.join(directory, f"{name}.npz"),
         step=step,
         validation=judged[-1] if judged else {},
+        examples=tuple(saved.state["examples"]),
     )
