@@ -24,10 +24,8 @@ NAMES = ("file_name", "filename", "image/filename", "image_id", "id", "name")
 class Example:
     """A stored example in memory."""
 
-    read: (
-        pipeline.Read
-    )  # Its image at the size at which it is judged; where it is stored.
-    mask: np.ndarray  # (H, W) uint8 class ids or `data.IGNORED`, of the same size.
+    read: pipeline.Read  # Its image at the size at which it is judged.
+    mask: np.ndarray  # (H, W) uint8 class ids or `data.IGNORED`, of that size.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +60,7 @@ def look(
         original: Whether predictions are of the examples' own size: probabilities are
             resized to it bilinearly, then the likeliest class is taken.
         flip: Whether to take the mean over each image and its mirror image.
-        slide: Whether to look window by window, unscaled; else at all at the model's size.
+        slide: Whether to look window by window, unscaled; else at all of it at once.
         overlap: Share of a window that its neighbour covers too, at least.
     """
     see = inference.make_probabilities(model, flip=flip)
