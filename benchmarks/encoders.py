@@ -27,24 +27,13 @@ def step_of(name: str, batch_size: int, image_size: int) -> tuple[Callable, int,
     import numpy as np
     import tensorflow as tf
 
-    from trainer import config, model, step
+    from trainer import model, step
 
-    settings = config.Config(encoder=name, encoder_weights="none")
     unet = model.build_unet(
-        image_size=image_size,
-        num_classes=3,
-        encoder=settings.encoder,
-        encoder_weights=settings.encoder_weights,
+        image_size=image_size, num_classes=3, encoder=name, encoder_weights="none"
     )
-    optimizer = step.make_optimizer(
-        unet,
-        name=settings.optimizer,
-        learning_rate=settings.learning_rate,
-        schedule=settings.schedule,
-        warmup_steps=settings.warmup_steps,
-        total_steps=1,  # The constant rate does not ask.
-        weight_decay=settings.weight_decay,
-    )
+    recipe = dict(name="adam", learning_rate=1e-3, schedule="constant", warmup_steps=0)
+    optimizer = step.make_optimizer(unet, **recipe, total_steps=1, weight_decay=0.0)
     strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
     train_steps = step.make_train_steps(strategy, unet, optimizer)
     rng = np.random.default_rng(0)

@@ -362,15 +362,9 @@ def test_two_replicas_take_the_step_of_one():
         )
         with strategy.scope():
             unet = build("mobilenet_v3_small", image_size=32)
-            optimizer = step.make_optimizer(
-                unet,
-                name="adam",
-                learning_rate=1e-3,
-                schedule="constant",
-                warmup_steps=0,
-                total_steps=2,
-                weight_decay=0.0,
-            )
+            recipe = dict(name="adam", learning_rate=1e-3, schedule="constant")
+            recipe |= dict(warmup_steps=0, total_steps=2, weight_decay=0.0)
+            optimizer = step.make_optimizer(unet, **recipe)
         data = tf.data.Dataset.from_tensors((image, mask)).repeat().unbatch().batch(4)
         batches = iter(strategy.experimental_distribute_dataset(data))
         train_steps = step.make_train_steps(strategy, unet, optimizer)
