@@ -12,6 +12,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 from benchmarks import machine
 
@@ -32,8 +33,9 @@ def step_of(name: str, batch_size: int, image_size: int) -> tuple[Callable, int,
     unet = model.build_unet(
         image_size=image_size, num_classes=3, encoder=name, encoder_weights="none"
     )
-    recipe = dict(name="adam", learning_rate=1e-3, schedule="constant", warmup_steps=0)
-    optimizer = step.make_optimizer(unet, **recipe, total_steps=1, weight_decay=0.0)
+    recipe: dict[str, Any] = dict(name="adam", learning_rate=1e-3, schedule="constant")
+    recipe |= dict(warmup_steps=0, total_steps=1, weight_decay=0.0)
+    optimizer = step.make_optimizer(unet, **recipe)
     strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
     train_steps = step.make_train_steps(strategy, unet, optimizer)
     rng = np.random.default_rng(0)
