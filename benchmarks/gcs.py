@@ -31,6 +31,7 @@ FLAGS = [
     "--test_split=none",
     "--limit_eval_examples=64",
     "--checkpoint_every_seconds=60",
+    "--noexport",
 ]
 
 

@@ -101,6 +101,7 @@ def commands(args: argparse.Namespace, directory: pathlib.Path) -> dict[str, lis
         "job": [
             *python,
             "trainer.task",
+            "--noexport",
             *shared,
             *ours,
             f"--job_dir={directory / 'job'}",

@@ -28,7 +28,7 @@ def command(shapes, tmp_path, tiny_unet):
             "--val_fraction=0.3",
             f"--job_dir={tmp_path}/run",
         ),
-        *("--global_batch_size=2", "--image_size=32", "--num_pictures=1"),
+        *("--global_batch_size=2", "--image_size=32", "--noexport", "--num_pictures=1"),
         *("--class_weights=frequency", "--eval_every_steps=9"),
     ]
 

@@ -35,6 +35,7 @@ def test_each_second_of_a_run_goes_to_one_use(now):
         "waiting_for_data": 0.25,
         "evaluating": 3.0,
         "saving": 1.0,
+        "exporting": 0.0,
         "lost_to_restarts": 0.0,
     }
     assert set(USES) < set(seconds_of)

@@ -77,6 +77,7 @@ OTHER = {
     "log_every_steps": 1,
     "lease_seconds": 2.5,
     "num_pictures": 64,
+    "export": False,
     "scale_learning_rate": "sqrt",
     "tpu": "local",
     "worker_timeout_seconds": 30.0,
@@ -251,6 +252,13 @@ def test_a_run_writes_where_flag_then_service_then_data_set_say(
     job, checkpoints, logs = expected
     below = [job + path if path[0] == "/" else path for path in (checkpoints, logs)]
     assert (found.job, found.checkpoints, found.logs) == (job, *below)
+
+
+def test_the_model_goes_where_who_serves_it_looks():
+    assert config.directories(Config(job_dir="out"), VERTEX).model == "out/export/1"
+    assert config.directories(Config(), VERTEX).model == VERTEX["AIP_MODEL_DIR"]
+    elsewhere = {"AIP_CHECKPOINT_DIR": "gs://b/1/checkpoints/"}
+    assert config.directories(Config(), elsewhere).model == "gs://b/1/export/1"
 
 
 def test_identity_holds_what_makes_the_run_and_leaves_out_how_long_and_where():

@@ -15,7 +15,7 @@ from deploy import local, replicas
 from deploy.order import Order
 
 ROOT = pathlib.Path(local.__file__).parents[1]
-SMALL = ["--image_size=32", "--num_pictures=1", "--test_split=none"]
+SMALL = ["--image_size=32", "--noexport", "--num_pictures=1", "--test_split=none"]
 
 
 def variables(**settings) -> list[dict[str, str]]:

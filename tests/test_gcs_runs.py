@@ -17,6 +17,7 @@ FLAGS = [
     *("--deterministic", "--image_size=32", "--num_pictures=1", "--batch_size=4"),
     *("--encoder_weights=none", "--val_fraction=0.25", "--total_steps=12"),
     *("--eval_every_steps=5", "--checkpoint_every_steps=3", "--log_every_steps=1"),
+    "--noexport",
 ]
 # TensorFlow waits a second before it tries again, then two, ...
 QUICKLY = {
@@ -136,6 +137,19 @@ def test_a_run_killed_while_it_saves_ends_as_if_it_had_not_been(
     assert "Going on from step-00000003" in err
     assert_same_run(reference, fetched("killed"))
     assert f"killed/{lease.NAME}" not in gcs.names(bucket, "killed/")
+
+
+@pytest.mark.slow
+def test_a_run_leaves_its_model_in_the_bucket(gcs, bucket, command, ended):
+    out, _ = ended(command("exports", "--export", "--total_steps=2"))
+    target = f"gs://{bucket}/exports/export/1"
+    assert f"model, to serve: {target}" in out
+    names = {"saved_model.pb", "model.json", "fingerprint.pb"}
+    names |= {f"variables/variables.{n}" for n in ("index", "data-00000-of-00001")}
+    found = {f"exports/export/1/{name}" for name in names}
+    assert set(gcs.names(bucket, "exports/export/")) == found
+    about = json.loads(gcs.get(f"{target}/model.json"))
+    assert about["provenance"]["step"] in (1, 2) and about["image_size"] == 32
 
 
 @pytest.mark.slow

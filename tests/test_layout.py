@@ -14,6 +14,7 @@ import trainer
 from deploy import jobs, local, order
 from trainer.config import Config
 from trainer.evaluation import Evaluation
+from trainer.export import Export
 from trainer.predict import Prediction
 from trainer.preparation import Preparation
 
@@ -99,6 +100,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "decoding": {"masks", "terminal"},
     "pipeline": {"decoding", "inference", "photographs", "resizing", "terminal"},
     "trained": {"checkpoint", "config", "dataset", "files", "model"},
+    "serving": {"decoding", "inference", "resizing"},
+    "litert": {"inference", "terminal"},
+    "placing": {"files"},
+    "contract": {
+        *("config", "files", "pictures", "placing", "report", "serving", "trained"),
+    },
+    "exporting": {
+        *("checkpoint", "config", "contract", "files", "litert", "placing", "serving"),
+        "trained",
+    },
     "model": {"encoders", "pretrained", "sums"},
     "pretrained": {"encoders", "files"},
     "distribution": {"cluster", "sums"},
@@ -246,7 +257,9 @@ def test_importing_a_module_does_nothing_but_define(name, tree):
         )
 
 
-@pytest.mark.parametrize("module", ["flags", "config", "task", "predict", "prepare"])
+@pytest.mark.parametrize(
+    "module", ["flags", "config", "task", "export", "predict", "prepare"]
+)
 def test_settings_are_checked_before_tensorflow_is_imported(module):
     code = (
         f"import sys, trainer.{module}; "
@@ -266,7 +279,7 @@ def test_every_setting_is_used():
         if isinstance(node, ast.Attribute)
         and ast.unparse(node.value).split(".")[-1] == "settings"
     }
-    kinds = (Config, Evaluation, Prediction, Preparation)
+    kinds = (Config, Evaluation, Export, Prediction, Preparation)
     settings = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     assert settings, "Config has no settings"
     assert settings - read == set()

@@ -23,6 +23,7 @@ KEPT = "; step-00000002 is kept, the same command goes on from it"
 SMALL = [
     *("--image_size=32", "--val_fraction=0.25", "--batch_size=2", "--num_pictures=1"),
     *("--eval_every_steps=2", "--total_steps=4", "--encoder_weights=none"),
+    "--noexport",
 ]
 
 

@@ -32,7 +32,7 @@ def run(tmp_path_factory):
     """Trains a model of one layer for a step, once; returns its job_dir."""
     job_dir = str(tmp_path_factory.mktemp("run"))
     flags = ("--image_size=32", "--limit_train_examples=8", "--limit_eval_examples=2")
-    flags += ("--test_split=none",)
+    flags += ("--test_split=none", "--noexport")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "build_unet", one_layer)
         steps = ("--total_steps=1", "--batch_size=2")

@@ -390,7 +390,7 @@ def test_a_bucket_gets_the_description_last(tmp_path, folder, monkeypatch):
         os.makedirs(os.path.dirname(target), exist_ok=True)
         pathlib.Path(target).write_bytes(pathlib.Path(source).read_bytes())
 
-    monkeypatch.setattr(shards.tf.io.gfile, "copy", copy)
+    monkeypatch.setattr(shards.files, "copy", copy)
     assert run(tmp_path, CLASSES) == 0
     assert copied[-1] == "dataset_info.json"
     assert len(opened(tmp_path).test.ids) == 1

@@ -139,14 +139,14 @@ def test_a_data_set_is_fetched_into_a_bucket(
 def test_a_copy_that_fails_leaves_nothing_in_the_bucket(
     tmp_path, capsys, monkeypatch, gcs, gcs_here, gcs_bucket
 ):
-    copy = shards.tf.io.gfile.copy
+    copy = shards.files.copy
 
     def full(source, target):
         if target.endswith(shards.LAST):
             raise OSError("no space")
         copy(source, target)
 
-    monkeypatch.setattr(shards.tf.io.gfile, "copy", full)
+    monkeypatch.setattr(shards.files, "copy", full)
     assert run(f"gs://{gcs_bucket}/data") == command.FAILED
     assert "no space; nothing was written" in refusal(capsys)
     assert not gcs.names(gcs_bucket, "data/")

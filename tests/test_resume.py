@@ -16,6 +16,7 @@ from tests.runs import assert_same_run, events
 from trainer import checkpoint, config, data, job, task, train
 
 SMALL = ["--image_size=32", "--num_pictures=1", "--cache=memory", "--log_every_steps=1"]
+SMALL += ["--noexport"]
 
 
 @pytest.fixture

@@ -84,14 +84,14 @@ def test_a_try_out_goes_through_everything_and_leaves_nothing_behind(tmp_path):
     ]
     paths = [pathlib.Path(line.split(" ")[-1]) for line in lines[7:]]
     assert [path.name for path in paths] == [
-        *("curves.png", "predictions.png", "report.html", "logs")
+        *("curves.png", "predictions.png", "report.html", "logs", "1")
     ]
     assert all(path.exists() for path in paths)
     [job_dir] = tmp_path.glob("segtrainer-*")
-    assert paths[-1].parent == job_dir
+    assert paths[-2].parent == job_dir and paths[-1].parent == job_dir / "export"
     names = {path.name for path in job_dir.iterdir()}
     expected = {"checkpoints", "config.json", "logs", "metrics.jsonl", "pictures"}
-    assert names == expected | {"report.html", "result.json"}
+    assert names == expected | {"export", "report.html", "result.json"}
     assert not (tmp_path / "runs").exists()
 
 
@@ -133,4 +133,4 @@ def test_in_a_job_on_vertex_ai_each_line_is_json_with_its_severity(
     assert answer["message"].startswith("Best by val_mean_iou")
     assert refusal["severity"] == "ERROR"
     assert refusal["message"].startswith("seed must stay 0 to go on from step-00000003")
-    assert "segtrainer" not in err
+    assert "segtrainer: " not in err

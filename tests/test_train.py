@@ -13,6 +13,7 @@ from tests import runs
 from trainer import checkpoint, config, evaluation_step, job, judge, task, train
 
 SMALL = ["--image_size=32", "--num_pictures=1", "--cache=memory", "--log_every_steps=1"]
+SMALL += ["--noexport"]
 
 
 @pytest.fixture

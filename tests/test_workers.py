@@ -21,6 +21,7 @@ FLAGS = [
     *("--global_batch_size=32", f"--total_steps={STEPS}", "--log_every_steps=2"),
     *("--encoder_weights=none", "--eval_every_steps=100", "--crop_scale_min=0.7"),
     *("--brightness=0.1", "--cache=memory", "--checkpoint_every_steps=90"),
+    "--noexport",
     "--grace_seconds=60",  # Other tests may take the cores.
 ]
 SECONDS = 300.0

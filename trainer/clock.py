@@ -9,7 +9,10 @@ import numpy as np
 
 # What a second of a run can go to. The first call of the step compiles; what is lost to
 # a restart is all from the save that it goes on from to its start: steps made again, too.
-USES = ("starting", "compiling", "stepping", "waiting_for_data", "evaluating", "saving")
+USES = (
+    *("starting", "compiling", "stepping", "waiting_for_data", "evaluating", "saving"),
+    "exporting",
+)
 
 
 class Clock:

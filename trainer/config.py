@@ -89,6 +89,7 @@ class Config:
     keep_checkpoints: int = setting("Output", 2, "Newest checkpoints to keep, beside the best.", low=2)
     log_every_steps: int = setting("Output", 10, "Steps between rows of metrics.jsonl and of TensorBoard.", low=1)
     lease_seconds: float = setting("Output", 120.0, "Seconds without a sign of life after which another run may take over a job_dir on gs://.", low=1)
+    export: bool = setting("Output", True, "Export the best checkpoint's model in the end, to AIP_MODEL_DIR or job_dir/export/1.")
     num_pictures: int = setting("Output", 4, "Examples in each picture of predictions.", low=1, high=64)
 
     strategy: str = setting("Devices", "auto", "Where the replicas live; auto takes the TPU of this host or the one that is named, the workers of TF_CONFIG, all GPUs, else one CPU.", choices=("auto", "one_device", "mirrored", "multi_worker", "tpu"))
@@ -290,6 +291,7 @@ class Directories:
     job: str
     checkpoints: str
     logs: str
+    model: str  # Exported.
 
 
 def directories(settings: Config, environ: Mapping[str, str]) -> Directories:
@@ -313,4 +315,6 @@ def directories(settings: Config, environ: Mapping[str, str]) -> Directories:
         logs=settings.log_dir
         or vertex.get("AIP_TENSORBOARD_LOG_DIR")
         or os.path.join(job, "logs"),
+        # Vertex AI looks for saved_model.pb there, TensorFlow Serving in a numbered folder.
+        model=vertex.get("AIP_MODEL_DIR") or os.path.join(job, "export", "1"),
     )

@@ -2,11 +2,14 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+import os
+import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
 
+BLOCK_BYTES = 2**20  # Copied at once.
 # Objects that could not be written. TensorFlow writes such a one again when its file is
 # deleted, whoever else writes there by then: they are held until the process has ended.
 _unwritten: list[tf.io.gfile.GFile] = []
@@ -63,3 +66,43 @@ def read_json(path: str) -> dict[str, Any]:
     except (tf.errors.NotFoundError, UnicodeDecodeError, json.JSONDecodeError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def copy(source: pathlib.Path, target: str) -> None:
+    """Copies a file of this machine."""
+    with open(source, "rb") as read, writing(target) as file:
+        while block := read.read(BLOCK_BYTES):
+            file.write(block)
+
+
+def upload(
+    folder: pathlib.Path,
+    target: str,
+    *,
+    first: str = "",
+    last: str = "",
+    fence: Callable[[], None] = lambda: None,
+) -> None:
+    """Copies all files of a local folder; where it stops, it takes them back.
+
+    Args:
+        folder: With files and folders of them.
+        target: Directory to copy into.
+        first: Name of the file by which what a kill leaves is known.
+        last: Name of the file without which nobody opens the rest.
+        fence: Raises OSError where another may write by now; asked before each file.
+    """
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    names = sorted(str(path.relative_to(folder)) for path in paths)
+    copied: list[str] = []
+    try:
+        for name in sorted(names, key=lambda name: (name == last) - (name == first)):
+            fence()
+            copied.append(os.path.join(target, name))
+            copy(folder / name, copied[-1])
+    except BaseException:
+        with contextlib.suppress(tf.errors.OpError):  # What stopped it is told.
+            for path in reversed(copied):
+                if tf.io.gfile.exists(path):
+                    tf.io.gfile.remove(path)
+        raise

@@ -22,6 +22,7 @@ from trainer import (
     lease,
     metrics,
     objective,
+    placing,
     report,
     same_run,
     step,
@@ -261,6 +262,8 @@ def check_places(
         "checkpoint_dir": directories.checkpoints,
         "log_dir": directories.logs,
     }
+    if settings.export:
+        written["export"] = directories.model
     read = {
         "data_dir": trained.data_dir(settings) or "",
         "init_from": settings.init_from or "",
@@ -282,6 +285,9 @@ def check_places(
     report.check_job_dir(directories.job)
     report.check_directory("checkpoint_dir", directories.checkpoints)
     report.check_directory("log_dir", directories.logs)
+    if settings.export:
+        report.check_directory("export", directories.model)
+        placing.check("export", directories.model)
 
 
 def hold_lease(

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _ready(settings: Prediction) -> Callable[[], int]:
     """Returns the work, all that could refuse it having been looked at."""
-    from trainer import files, photographs, pictures, trained
+    from trainer import contract, files, photographs, pictures, trained
 
     assert settings.job_dir and settings.output_dir and settings.images
     found = photographs.find(settings.images, settings.output_dir)
@@ -77,10 +77,7 @@ def _ready(settings: Prediction) -> Callable[[], int]:
     photographs.check_targets(found, settings.output_dir, endings, INDEX)
     model = trained.load(settings.job_dir, settings.checkpoint)
     colours = pictures.palette(len(model.class_names))
-    classes = [
-        {"id": id, "name": name, "colour": colours[id].tolist()}
-        for id, name in enumerate(model.class_names)
-    ]
+    classes = contract.classes(model.class_names)
     index = {"classes": classes, "checkpoint": model.checkpoint, "step": model.step}
     for folder in sorted({os.path.dirname(one.name) for one in found}):
         files.make_directory(os.path.join(settings.output_dir, folder))

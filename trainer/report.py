@@ -266,9 +266,9 @@ def write_config(job_dir: str, settings: dict[str, Any], **about: Any) -> None:
         "settings": settings,
         "command": sys.argv,
         "python": platform.python_version(),
-        "packages": _versions(),
+        "packages": versions(),
         "host": socket.gethostname(),
-        "commit": _commit(),
+        "commit": commit(),
         **about,
     }
     path = os.path.join(job_dir, "config.json")
@@ -284,15 +284,16 @@ def write_config(job_dir: str, settings: dict[str, Any], **about: Any) -> None:
         ) from None
 
 
-def _versions() -> dict[str, str]:
-    versions = {}
+def versions() -> dict[str, str]:
+    """Returns the versions of the packages that compute."""
+    found = {}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions
+            found[name] = metadata.version(name)
+    return found
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Returns the commit of the source, where it is a git checkout."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     if not os.path.isdir(os.path.join(root, ".git")) or not shutil.which("git"):

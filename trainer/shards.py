@@ -101,7 +101,7 @@ def put_whole(
         with tempfile.TemporaryDirectory(prefix=".incomplete-", dir=made_in) as folder:
             written = make(pathlib.Path(folder))
             if files.remote(data_dir):
-                _upload(written, target)
+                files.upload(written, target, last=LAST)
             else:
                 os.makedirs(os.path.dirname(target), exist_ok=True)
                 os.rename(written, target)
@@ -116,19 +116,3 @@ def put_whole(
 def _above(target: str) -> list[pathlib.Path]:
     """Returns the folders that lead to a path, the lowest first."""
     return list(pathlib.Path(os.path.abspath(target)).parents)
-
-
-def _upload(folder: pathlib.Path, target: str) -> None:
-    """Copies a folder's files, that without which nobody opens it last."""
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    names = sorted(str(path.relative_to(folder)) for path in paths)
-    copied = []
-    try:
-        for name in sorted(names, key=LAST.__eq__):
-            copied.append(os.path.join(target, name))
-            tf.io.gfile.copy(str(folder / name), copied[-1])
-    except BaseException:
-        for path in copied:
-            if tf.io.gfile.exists(path):
-                tf.io.gfile.remove(path)
-        raise

@@ -71,6 +71,8 @@ def answer(job: Job, result: dict[str, Any]) -> str:
         *([f"report: {result['report']}"] if "report" in result else []),
         f"curves, events: tensorboard --logdir {job.directories.logs}",
     ]
+    if result.get("export"):
+        lines.append(f"model, to serve: {result['export']}")
     return "\n".join(lines)
 
 

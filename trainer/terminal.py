@@ -101,6 +101,19 @@ def quiet_start() -> Iterator[None]:
             _log_to(sys.stderr)
 
 
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Keeps what a library writes past Python to file descriptor 2 off the terminal."""
+    terminal = os.dup(2)
+    with open(os.devnull, "w") as unseen:
+        os.dup2(unseen.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+
+
 def _log_to(terminal: TextIO) -> None:
     """Sends our log lines, bare, to the terminal, above the progress bar."""
     from tqdm import tqdm

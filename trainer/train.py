@@ -9,7 +9,7 @@ while it is not over:
     due -> save                data, digest, pointer
     train_steps(n)             n steps in one call: to the next event, a second's
     due -> report              step, loss, images/s, share of time waiting for data
-test the best, report.html, result.json
+test the best, export it, report.html, result.json
 """
 
 import contextlib
@@ -32,6 +32,7 @@ from trainer import (
     balance,
     checkpoint,
     data,
+    exporting,
     feed,
     files,
     gallery,
@@ -43,6 +44,7 @@ from trainer import (
     step,
     telling,
     terminal,
+    trained,
 )
 from trainer.clock import Clock
 from trainer.job import Job
@@ -107,6 +109,7 @@ def train_and_evaluate(
         try:
             run.train()
             result = run.finish()
+            result["export"] = run.export(result)
         except FloatingPointError as error:  # On all workers.
             if reporter is not None:
                 failed = functools.partial(_write_failed, job, error)
@@ -284,6 +287,48 @@ class Run:
                 "predictions": drawn,
             },
         }
+
+    def export(self, result: dict[str, Any]) -> str | None:
+        """Returns where the chief has put the model that `finish` chose, if asked to.
+
+        Raises:
+            OSError: If it could not; the same command tries again.
+        """
+        job = self._job
+        if not job.settings.export:
+            return None
+        target, step = job.directories.model, result["best"]["step"]
+        # On all workers: reading a mirrored variable needs all of them.
+        arrays = checkpoint.values(checkpoint.named_variables(job.model))
+        if not job.workers.is_chief:
+            return target
+        names = tuple(job.dataset.class_names)
+        path = os.path.join(job.directories.checkpoints, checkpoint.name_of(step))
+        with self.clock.spent("exporting"):
+            try:
+                model = trained.Trained(
+                    model=exporting.rebuilt(job.settings, len(names), arrays),
+                    settings=job.settings,
+                    class_names=names,
+                    checkpoint=f"{path}.npz",
+                    step=step,
+                    validation=result["best"],
+                )
+                exporting.export(
+                    model,
+                    target,
+                    job_dir=job.directories.job,
+                    test=result["test"],
+                    fence=job.fence,
+                )
+            except Exception as error:
+                if not terminal.expected(error):
+                    raise
+                reason = terminal.one_line(error)
+                raise OSError(
+                    f"no model could be exported to {target}: {reason}"
+                ) from error
+        return target
 
     def _enough(self) -> Callable[[], bool]:
         """Returns what says that examples were looked at long enough, or too long."""
