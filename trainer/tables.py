@@ -18,6 +18,7 @@ USES = {
     "compiling": ("compiling, first step", "#56b4e9"),
     "evaluating": ("evaluating", "#009e73"),
     "saving": ("saving", "#cc79a7"),
+    "exporting": ("exporting", "#6a51a3"),
     "lost_to_restarts": ("lost to restarts", "#d55e00"),
 }
 OTHER_COLOUR = "#767676"
