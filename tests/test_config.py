@@ -41,6 +41,9 @@ OTHER = {
     "encoder_weights": "a b.weights.h5",
     "skip_layers": ("none", "a/b", "c", "it's=odd"),
     "train_encoder": True,
+    "encoder_learning_rate": 1e-5,
+    "decoder": "light",
+    "ema_decay": 0.9,
     "train_encoder_batch_norm": True,
     "init_from": "runs/other",
     "precision": "mixed_bfloat16",
@@ -88,6 +91,7 @@ OTHER = {
     "profile_steps": (2, 5),
 }
 NEEDS = {
+    "encoder_learning_rate": {"train_encoder": True},
     "dataset": {"data_dir": "d"},
     "download": {"data_dir": "d"},
     "encoder": {"encoder_weights": "none"},

@@ -142,6 +142,9 @@ FLAGS = {
     "--loss=focal",
     "--label_smoothing=0.1 --loss=dice": "label_smoothing needs cross_entropy in loss, "
     "got dice; leave it out",
+    "--ema_decay=0": "ema_decay must be more than 0, got 0; leave it out",
+    "--encoder_learning_rate=1e-4": "encoder_learning_rate needs train_encoder, got it "
+    "alone; add --train_encoder",
     "--train_encoder_batch_norm": "train_encoder_batch_norm needs train_encoder, got it "
     "alone; add --train_encoder",
     "--strategy=one_device --num_cpu_devices=2": "num_cpu_devices=2 needs strategy "

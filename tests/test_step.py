@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import checkpoint, distribution, losses, model, step
+from trainer import checkpoint, distribution, layers, losses, step
 
 SIZE, CLASSES, RATE = 4, 3, 0.5
 
@@ -301,6 +301,40 @@ def test_adamw_decays_each_weight_by_its_rate_beside_the_update():
     np.testing.assert_allclose(model.get_weights()[0], 2 * (1 - 0.1 * 0.05), rtol=1e-6)
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_the_encoder_has_a_rate_of_its_own(replicas, mirrored):
+    image, mask = drawn()
+    strategy = mirrored(replicas) if replicas > 1 else strategy_of(1)
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        pixels = keras.Input((SIZE, SIZE, 3))
+        same = dict(use_bias=False, kernel_initializer="orthogonal")
+        encoder = keras.Model(
+            pixels, keras.layers.Dense(2, **same)(pixels), name="encoder"
+        )
+        unet = keras.Model(pixels, keras.layers.Dense(CLASSES, **same)(encoder(pixels)))
+        start = unet.get_weights()
+        optimizer = step.make_optimizer(
+            unet,
+            name="adam",
+            learning_rate=0.1,
+            schedule="constant",
+            warmup_steps=0,
+            total_steps=3,
+            weight_decay=0.0,
+            encoder_factor=0.25,
+        )
+    run = step.make_train_steps(strategy, unet, optimizer)
+    run(batches(strategy, image, mask), 1)
+    of_encoder, of_decoder = (
+        np.abs(after - before)
+        for after, before in zip(unet.get_weights(), start, strict=True)
+    )
+    # Adam's first step is as long as its rate, whatever the gradient.
+    np.testing.assert_allclose(of_decoder, 0.1, rtol=1e-3)
+    np.testing.assert_allclose(of_encoder, 0.025, rtol=1e-3)
+
+
 def test_the_loss_is_that_of_the_losses_module():
     image, mask = drawn()
     logits = tf.zeros((4, SIZE, SIZE, CLASSES))
@@ -359,7 +393,7 @@ def several_steps(strategy, image, mask, **settings):
     with strategy.scope():
         keras.utils.set_random_seed(0)
         inputs = keras.Input((SIZE, SIZE, 3))
-        unet = keras.Model(inputs, model.UpConv(CLASSES, use_bias=True)([inputs]))
+        unet = keras.Model(inputs, layers.UpConv(CLASSES, use_bias=True)([inputs]))
         optimizer = adam(unet)
     run = step.make_train_steps(strategy, unet, optimizer, loss=LOSS, **settings)
     total, *_ = run(batches(strategy, image, mask), len(image))

@@ -23,11 +23,12 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from trainer import files
+from trainer import averaging, files
 
 NAME = re.compile(r"step-(\d{8,})\.npz")
 POINTER = "checkpoint.json"
 STATE = "state"  # Name of the JSON text among the arrays.
+MODEL, AVERAGE = "model/", "average/"  # What the names of weights and means begin with.
 BLOCK_BYTES = 2**20  # Read at once for the digest.
 
 
@@ -46,12 +47,16 @@ def name_of(step: int) -> str:
 
 
 def named_variables(
-    model: keras.Model, optimizer: keras.Optimizer | None = None
+    model: keras.Model,
+    optimizer: keras.Optimizer | None = None,
+    average: averaging.Average | None = None,
 ) -> dict[str, keras.Variable]:
     """Returns the variables to save, by the names they are saved under."""
-    named = {f"model/{v.path}": v for v in model.weights}
+    named = {f"{MODEL}{v.path}": v for v in model.weights}
     if optimizer is not None:
         named |= {f"optimizer/{v.path}": v for v in optimizer.variables}
+    if average is not None:
+        named |= {f"{AVERAGE}{path}": mean for path, mean in average.by_path.items()}
     return named
 
 
@@ -150,13 +155,13 @@ def pointer(directory: str) -> dict[str, str]:
     return files.read_json(os.path.join(directory, POINTER))
 
 
-def load(directory: str, name: str, prefix: str = "") -> Checkpoint:
+def load(directory: str, name: str, prefix: str | tuple[str, ...] = "") -> Checkpoint:
     """Returns a checkpoint whose digest holds.
 
     Args:
         directory: Where the checkpoints are.
         name: Its name.
-        prefix: Of the arrays that are wanted; "model/" leaves out the optimizer's.
+        prefix: Of the arrays that are wanted, or several.
 
     Raises:
         ValueError: If it is missing, cut short or changed.
@@ -180,11 +185,27 @@ def load(directory: str, name: str, prefix: str = "") -> Checkpoint:
     return _parsed(path, prefix)
 
 
+def load_judged(directory: str, name: str) -> Checkpoint:
+    """Returns a checkpoint's model as it was judged, see `judged`; raises as `load`."""
+    saved = load(directory, name, prefix=(MODEL, AVERAGE))
+    return dataclasses.replace(saved, arrays=judged(saved.arrays))
+
+
+def judged(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the arrays with the means of the weights, where there are any, for these."""
+    means = {
+        MODEL + name.removeprefix(AVERAGE): mean
+        for name, mean in arrays.items()
+        if name.startswith(AVERAGE)
+    }
+    return arrays | means
+
+
 def _size(path: str) -> int:
     return tf.io.gfile.stat(path).length
 
 
-def _parsed(path: str, prefix: str = "") -> Checkpoint:
+def _parsed(path: str, prefix: str | tuple[str, ...] = "") -> Checkpoint:
     name = os.path.basename(path).removesuffix(".npz")
     try:
         with tf.io.gfile.GFile(path, "rb") as file, np.load(file) as archive:

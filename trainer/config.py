@@ -50,7 +50,9 @@ class Config:
     encoder_weights: str = setting("Model", "imagenet", "Weights the encoder starts from: imagenet (bundled for mobilenet_v2; others need --download), none, or a .weights.h5 or .h5 file, local or gs://.", identity=True)
     skip_layers: tuple[str, ...] | None = setting("Model", None, "Layers of the encoder that the decoder sees too, at strides 2, 4, 8 and 16, separated by commas; none for no skip.", identity=True)
     train_encoder: bool = setting("Model", False, "Train the encoder too; its BatchNorm stays in inference mode.", identity=True)
+    encoder_learning_rate: float | None = setting("Model", None, "With train_encoder: the encoder's learning rate, which follows the same schedule; learning_rate when absent.", low=0, identity=True)
     train_encoder_batch_norm: bool = setting("Model", False, "With train_encoder: let the encoder's BatchNorm learn as well.", identity=True)
+    decoder: str = setting("Model", "tutorial", "tutorial: transposed 3x3 convolutions; light: bilinear and separable, a quarter of the multiplications.", choices=("tutorial", "light"), identity=True)
     init_from: str | None = setting("Model", None, "Start a new run from the best weights of this other job_dir, or from one checkpoint file.")
     precision: str = setting("Model", "float32", "Arithmetic of the model; weights are float32 always.", choices=("float32", "mixed_bfloat16", "mixed_float16"), identity=True)
     jit_compile: bool = setting("Model", False, "Compile the training step with XLA; one replica only.", identity=True)
@@ -71,6 +73,7 @@ class Config:
     warmup_steps: int = setting("Training", 0, "Steps over which the learning rate rises from 0.", low=0, identity=True)
     weight_decay: float = setting("Training", 0.0, "Decoupled weight decay of adamw, per unit of learning rate.", low=0, identity=True)
     clip_norm: float | None = setting("Training", None, "Largest global norm of the gradient, after the sum over replicas.", low=0, identity=True)
+    ema_decay: float | None = setting("Training", None, "Judge, keep as best and export a moving mean of the weights, of which so much is kept at each step, such as 0.999.", low=0, high=0.99999, identity=True)
     seed: int = setting("Training", 0, "Seed of weights, order and augmentation.", low=0, high=2**31 - 1, identity=True)
     deterministic: bool = setting("Training", False, "The same weights bit for bit on the same devices.")
     max_minutes: float | None = setting("Training", None, "Stop after this much training, minutes, over all restarts.", low=0)
@@ -131,7 +134,7 @@ class Config:
         if self.epochs == 0 or self.learning_rate == 0:
             name = "epochs" if self.epochs == 0 else "learning_rate"
             raise ValueError(f"{name} must be more than 0, got 0; leave it out")
-        for name in ("clip_norm", "max_minutes"):
+        for name in ("clip_norm", "max_minutes", "ema_decay", "encoder_learning_rate"):
             if getattr(self, name) == 0:
                 raise ValueError(f"{name} must be more than 0, got 0; leave it out")
         if self.try_gcs and self.data_dir is not None:
@@ -175,6 +178,11 @@ class Config:
         if self.train_encoder_batch_norm and not self.train_encoder:
             raise ValueError(
                 "train_encoder_batch_norm needs train_encoder, got it alone; add "
+                "--train_encoder"
+            )
+        if self.encoder_learning_rate is not None and not self.train_encoder:
+            raise ValueError(
+                "encoder_learning_rate needs train_encoder, got it alone; add "
                 "--train_encoder"
             )
         if self.weight_decay and self.optimizer != "adamw":

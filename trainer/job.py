@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import (
+    averaging,
     checkpoint,
     config,
     data,
@@ -44,6 +45,7 @@ class Job:
     model: keras.Model
     optimizer: keras.Optimizer
     loss_scale: step.LossScale | None
+    average: averaging.Average | None  # Of the weights; judged in their place.
     global_batch_size: int
     total_steps: int
     state: dict[str, Any]  # JSON, saved with each checkpoint; see `new_state`.
@@ -62,11 +64,15 @@ class Job:
         """Returns how many steps it takes to see every training example once."""
         return len(self.dataset.train.ids) / self.global_batch_size
 
+    def judged_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Gives the model the weights that are judged, until it is left."""
+        return self.average.in_place() if self.average else contextlib.nullcontext()
+
     @property
     def variables(self) -> dict[str, keras.Variable]:
         """Returns all that a checkpoint holds."""
         scale = self.loss_scale.variables if self.loss_scale else []
-        named = checkpoint.named_variables(self.model, self.optimizer)
+        named = checkpoint.named_variables(self.model, self.optimizer, self.average)
         return named | {f"loss_scale/{v.name}": v for v in scale}
 
 
@@ -176,6 +182,8 @@ def prepare(
             len(opened.class_names),
             "none" if saved else settings.encoder_weights,
         )
+        if saved is None and settings.init_from is not None:
+            _start_from(unet, settings.init_from)
         if settings.model_summary:
             unet.summary(line_length=100)
         optimizer = step.make_optimizer(
@@ -186,9 +194,13 @@ def prepare(
             warmup_steps=settings.warmup_steps,
             total_steps=total_steps,
             weight_decay=settings.weight_decay,
+            encoder_factor=(settings.encoder_learning_rate or settings.learning_rate)
+            / settings.learning_rate,
         )
         scaled = settings.precision == "mixed_float16"
         loss_scale = step.LossScale() if scaled else None
+        decay = settings.ema_decay
+        average = averaging.Average(unet, decay) if decay else None
     job = Job(
         settings=settings,
         directories=directories,
@@ -201,6 +213,7 @@ def prepare(
         model=unet,
         optimizer=optimizer,
         loss_scale=loss_scale,
+        average=average,
         global_batch_size=global_batch_size,
         total_steps=total_steps,
         state=state,
@@ -213,14 +226,6 @@ def prepare(
     job.state["class_names"] = list(opened.class_names)
     if saved is not None:
         checkpoint.assign(saved.arrays, job.variables)
-    elif settings.init_from is not None:
-        other = _initial(settings.init_from)
-        try:
-            checkpoint.assign(other.arrays, checkpoint.named_variables(unet))
-        except ValueError as error:
-            raise ValueError(
-                f"init_from must fit the model, got {settings.init_from}: {error}"
-            ) from None
     if workers.is_chief:
         fence()
         report.write_config(
@@ -366,6 +371,15 @@ def _global_batch(
             f"{asked}; give another --job_dir for a new run"
         )
     return distribution.global_batch(replicas, settings.batch_size, began)
+
+
+def _start_from(unet: keras.Model, path: str) -> None:
+    """Gives the model the weights of another run."""
+    other = checkpoint.judged(_initial(path).arrays)
+    try:
+        checkpoint.assign(other, checkpoint.named_variables(unet))
+    except ValueError as error:
+        raise ValueError(f"init_from must fit the model, got {path}: {error}") from None
 
 
 def _initial(path: str) -> checkpoint.Checkpoint:

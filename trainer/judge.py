@@ -31,6 +31,10 @@ class Judge:
 
     def validate(self) -> None:
         """Adds an evaluation of validation to the state, its row and its pictures."""
+        with self._job.judged_weights():
+            self._validate()
+
+    def _validate(self) -> None:
         job, at = self._job, self._job.state["step"]
         found, _ = self.metrics(job.dataset.val, "val")
         row = {"step": at, **{f"val_{name}": value for name, value in found.items()}}

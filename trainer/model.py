@@ -1,18 +1,15 @@
-"""The U-Net: a pretrained encoder and a pix2pix-style decoder.
+"""The U-Net: a pretrained encoder and a decoder.
 
 Letters: N images in a batch, S side of an image, C classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import keras
-import tensorflow as tf
 
-from trainer import encoders, pretrained, sums
+from trainer import decoders, encoders, pretrained
 
-# Of the decoder, from low resolution to high, as in TensorFlow's tutorial on image
-# segmentation.
-DECODER_WIDTHS = (512, 256, 128, 64)
+DECODERS = {"tutorial": decoders.tutorial, "light": decoders.light}
 
 
 def build_unet(
@@ -26,6 +23,7 @@ def build_unet(
     download: bool = False,
     train_encoder: bool = False,
     train_encoder_batch_norm: bool = False,
+    decoder: str = "tutorial",
     precision: str = "float32",
     seed: int = 0,
 ) -> keras.Model:
@@ -44,6 +42,7 @@ def build_unet(
         train_encoder: Whether the encoder's weights are trained.
         train_encoder_batch_norm: Whether its BatchNorm learns too; otherwise it
             stays in inference mode.
+        decoder: "tutorial" or "light", a function of `decoders`.
         precision: "float32", "mixed_bfloat16" or "mixed_float16".
         seed: Seed of the weights that are not loaded.
 
@@ -70,198 +69,6 @@ def build_unet(
     # BatchNorm that is not trainable runs in inference mode whatever `training` is.
     taps = network(pretrained.normalise(encoder, image))
     *skips, features = keras.tree.flatten(taps)  # (N, S/32, S/32, channels)
-    skip_of = {skip.shape[1]: skip for skip in skips}
-    inputs = [features]
-    for width in DECODER_WIDTHS:
-        features = UpConv(width, name=f"up_{width}")(inputs)
-        features = SyncBatchNorm(name=f"up_{width}_norm")(features)
-        features = keras.layers.ReLU(name=f"up_{width}_relu")(features)
-        skip = skip_of.get(features.shape[1])
-        inputs = [features] if skip is None else [features, skip]
-    logits = UpConv(
-        num_classes,
-        use_bias=True,
-        kernel_initializer="glorot_uniform",
-        name="up_logits",
-    )(inputs)
+    logits = DECODERS[decoder](features, skips, num_classes)
     logits = keras.layers.Activation("linear", dtype="float32", name="logits")(logits)
     return keras.Model(image, logits, name="unet")
-
-
-@keras.saving.register_keras_serializable(package="segtrainer")
-class UpConv(keras.layers.Layer):
-    """Transposed 3x3 convolution of stride 2 over the concatenation of its inputs.
-
-    The same numbers and weights as Concatenate and Conv2DTranspose, but each input is
-    convolved with its own part of the kernel and the results are added: no concatenated
-    copy is kept for the gradient, and no gradient is computed for an input that needs
-    none, such as the skips of a frozen encoder. On a TPU see `call`.
-
-    Source: pix2pix's upsampling block, Isola et al. 2017, arXiv:1611.07004, as in
-    TensorFlow's tutorial: kernel from normal(0, 0.02), no bias.
-    """
-
-    def __init__(
-        self,
-        filters: int,
-        use_bias: bool = False,
-        kernel_initializer: str | keras.Initializer | None = None,
-        **kwargs,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.filters = filters
-        self.use_bias = use_bias
-        self.kernel_initializer = keras.initializers.get(
-            kernel_initializer or keras.initializers.RandomNormal(0.0, 0.02)
-        )
-
-    def build(self, shapes: list[tuple[int | None, ...]]) -> None:
-        """Makes the kernel, (3, 3, filters, channels of all inputs) float32."""
-        channels = sum(shape[-1] or 0 for shape in shapes)
-        self.kernel = self.add_weight(
-            name="kernel",
-            shape=(3, 3, self.filters, channels),
-            initializer=self.kernel_initializer,
-        )
-        if self.use_bias:
-            self.bias = self.add_weight(
-                name="bias", shape=(self.filters,), initializer="zeros"
-            )
-
-    def call(self, inputs: list[tf.Tensor]) -> tf.Tensor:
-        """Returns (N, 2H, 2W, filters) for inputs (N, H, W, channels)."""
-        # A TPU's compiler makes the concatenation inside the convolution. Apart, a part's
-        # output, four pixels for each of the input, is written and read once more: the
-        # better way only where it is narrow.
-        if not sums.exact() and 8 * self.filters > self.kernel.shape[-1]:
-            inputs = [tf.concat(inputs, axis=-1)]
-        parts, channel = [], 0
-        for x in inputs:
-            channels = x.shape[-1]
-            parts.append(_up_conv(x, self.kernel[..., channel : channel + channels]))
-            channel += channels
-        total = tf.add_n(parts)
-        return (
-            _add_bias(total, tf.convert_to_tensor(self.bias))
-            if self.use_bias
-            else total
-        )
-
-    def compute_output_shape(self, shapes: list[tuple]) -> tuple:
-        """Returns the shape of what `call` returns."""
-        n, height, width, _ = shapes[0]
-        return n, 2 * height, 2 * width, self.filters
-
-    def get_config(self) -> dict:
-        """Returns what makes the layer again."""
-        return {
-            **super().get_config(),
-            "filters": self.filters,
-            "use_bias": self.use_bias,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-        }
-
-
-@tf.custom_gradient
-def _up_conv(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Returns the transposed convolution of x, (N, H, W, c), by (3, 3, filters, c)."""
-    _, height, width, _ = x.shape
-    shape = (tf.shape(x)[0], 2 * height, 2 * width, kernel.shape[2])
-
-    def kernel_gradient(dy: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        return tf.raw_ops.Conv2DBackpropFilter(
-            input=dy,
-            filter_sizes=kernel.shape,
-            out_backprop=x,
-            strides=(1, 2, 2, 1),
-            padding="SAME",
-        )
-
-    def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        dx = tf.nn.conv2d(dy, kernel, strides=2, padding="SAME")
-        return dx, sums.of_groups(kernel_gradient, dy, x)
-
-    return tf.nn.conv2d_transpose(x, kernel, shape, 2, "SAME"), gradient
-
-
-@tf.custom_gradient
-def _add_bias(x: tf.Tensor, bias: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Returns x, (N, H, W, c), plus the bias, (c,)."""
-
-    def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return dy, sums.of_groups(lambda dy: tf.reduce_sum(dy, (0, 1, 2)), dy)
-
-    return x + bias, gradient
-
-
-@keras.saving.register_keras_serializable(package="segtrainer")
-class SyncBatchNorm(keras.layers.BatchNormalization):
-    """BatchNorm over the examples of all replicas, the same on any number of them.
-
-    Keras' own synchronised form takes the variance as the mean of squares less the
-    square of the mean, and sums over examples and pixels at once; both round otherwise
-    on other replicas, and training blows such differences up.
-    """
-
-    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """Returns the normalised (N, H, W, channels); updates the moving averages."""
-        context = tf.distribute.get_replica_context()
-        if not training or not self.trainable or context is None:
-            return super().call(inputs, training=training)
-        outputs, mean, variance = _normalised(
-            tf.cast(inputs, tf.float32),
-            tf.convert_to_tensor(self.gamma),
-            tf.convert_to_tensor(self.beta),
-            self.epsilon,
-        )
-        for average, now in (
-            (self.moving_mean, mean),
-            (self.moving_variance, variance),
-        ):
-            average.assign(average * self.momentum + now * (1.0 - self.momentum))
-        return tf.cast(outputs, self.compute_dtype)
-
-
-def _normalised(
-    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Returns x normalised over all replicas, (N, H, W, c), its mean and variance, (c,).
-
-    Source: Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 1 and section 3.
-    """
-    context = tf.distribute.get_replica_context()
-
-    def mean_of(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the mean over all replicas, and this replica's share of the sum."""
-        # Sums of images first, which are the same on any replicas; the sum of those in
-        # float64 is then as good as exact.
-        dtype = tf.float64 if sums.exact() else tf.float32
-        of_images = tf.cast(tf.reduce_sum(values, axis=(1, 2)), dtype)
-        total = context.all_reduce("sum", tf.reduce_sum(of_images, axis=0))  # (c,)
-        replicas = context.num_replicas_in_sync
-        count = tf.cast(tf.size(values) // values.shape[-1] * replicas, dtype)
-        return tf.cast(total / count, tf.float32), tf.cast(total / replicas, tf.float32)
-
-    @tf.custom_gradient
-    def normalise(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
-        mean, _ = mean_of(x)
-        centred = x - mean
-        if sums.exact():
-            variance, _ = mean_of(tf.square(centred))
-        else:
-            # From the same pass over memory as the mean; good enough in float32.
-            of_squares, _ = mean_of(tf.square(x))
-            variance = tf.maximum(of_squares - tf.square(mean), 0.0)
-        inverse = tf.math.rsqrt(variance + epsilon)
-
-        def gradient(dy: tf.Tensor, *unused: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            mean_dy, dbeta = mean_of(dy)
-            mean_centred, sum_centred = mean_of(dy * centred)
-            dx = (dy - mean_dy - centred * (mean_centred * inverse**2)) * (
-                gamma * inverse
-            )
-            return dx, sum_centred * inverse, dbeta
-
-        return (centred * (gamma * inverse) + beta, mean, variance), gradient
-
-    return normalise(x, gamma, beta)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import keras
 import tensorflow as tf
 
-from trainer import losses, sums
+from trainer import averaging, losses, sums
 
 # Logits (N, S, S, C) and mask (N, S, S) -> this replica's share of the loss, () float32.
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -51,10 +51,12 @@ def make_optimizer(
     warmup_steps: int,
     total_steps: int,
     weight_decay: float,
+    encoder_factor: float = 1.0,
 ) -> keras.Optimizer:
     """Returns the optimizer, its variables made; call it in the strategy's scope.
 
-    The arguments are the settings of the same names.
+    The arguments are the settings of the same names; encoder_factor is what the learning
+    rate is multiplied by for the encoder.
     """
     rate: float | keras.optimizers.schedules.LearningRateSchedule = learning_rate
     if schedule == "cosine" or warmup_steps:
@@ -76,7 +78,29 @@ def make_optimizer(
     # Keras sums gradients over replicas when it applies them, after any clipping. Ours
     # are summed before they are clipped and checked; a second sum would multiply them.
     optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
+    if encoder_factor != 1:
+        _scale_encoder(optimizer, model, encoder_factor)
     return optimizer
+
+
+def _scale_encoder(
+    optimizer: keras.Optimizer, model: keras.Model, factor: float
+) -> None:
+    """Multiplies the learning rate of the encoder's weights, where Keras has one for all.
+
+    A factor on their gradients would do nothing: Adam's steps do not grow with these.
+    """
+    encoder = {id(v) for v in model.get_layer("encoder").trainable_variables}
+    factors = [factor if id(v) in encoder else 1.0 for v in model.trainable_variables]
+    update = optimizer.update_step
+
+    def update_step(
+        gradient: tf.Tensor, variable: tf.Variable, rate: tf.Tensor
+    ) -> None:
+        of_variable = factors[optimizer._get_variable_index(variable)]
+        update(gradient, variable, rate * of_variable)
+
+    optimizer.update_step = update_step
 
 
 def make_gradients(
@@ -190,6 +214,7 @@ def make_train_steps(
     loss_scale: LossScale | None = None,
     clip_norm: float | None = None,
     jit_compile: bool = False,
+    average: averaging.Average | None = None,
 ) -> Callable[[Iterator, int], tuple[float, float, int, float]]:
     """Returns the function that takes several steps in one call.
 
@@ -201,6 +226,7 @@ def make_train_steps(
         loss_scale: For float16; none where absent.
         clip_norm: Largest global norm of the summed gradient.
         jit_compile: Whether XLA compiles the step.
+        average: Of the weights, to be kept up; none where absent.
 
     Returns:
         (iterator of distributed batches, n) -> (sum of the losses, last loss, steps
@@ -221,6 +247,8 @@ def make_train_steps(
             with tf.control_dependencies(_tensors(strategy, batch)):
                 waited += _now(strategy) - asked
             loss = strategy.reduce("sum", step(batch), axis=None)
+            if average is not None:
+                average.update(strategy, optimizer.iterations.value)
             total += tf.cast(loss, tf.float64)
             taken += 1
             if not tf.math.is_finite(loss):

@@ -108,8 +108,9 @@ def train_and_evaluate(
         run = Run(job, reporter, saver, notice, process_start)
         try:
             run.train()
-            result = run.finish()
-            result["export"] = run.export(result)
+            with job.judged_weights():
+                result = run.finish()
+                result["export"] = run.export(result)
         except FloatingPointError as error:  # On all workers.
             if reporter is not None:
                 failed = functools.partial(_write_failed, job, error)
@@ -197,6 +198,7 @@ class Run:
             loss_scale=job.loss_scale,
             clip_norm=settings.clip_norm,
             jit_compile=settings.jit_compile,
+            average=job.average,
         )
         eval_every = settings.eval_every_steps or math.ceil(job.steps_per_epoch)
         save_every = settings.checkpoint_every_steps or math.inf
@@ -252,7 +254,7 @@ class Run:
         last, chosen = job.state["evaluations"][-1], best(job)
         try:
             name = checkpoint.name_of(chosen["step"])
-            saved = checkpoint.load(job.directories.checkpoints, name, prefix="model/")
+            saved = checkpoint.load_judged(job.directories.checkpoints, name)
         except ValueError as error:  # The model still is that of the last step.
             logging.warning("Passed over for the last: %s", error)
             saved, chosen = None, last

@@ -36,6 +36,7 @@ def build(
         download=settings.download,
         train_encoder=settings.train_encoder,
         train_encoder_batch_norm=settings.train_encoder_batch_norm,
+        decoder=settings.decoder,
         precision=settings.precision,
         seed=settings.seed,
     )
@@ -94,7 +95,7 @@ def load(job_dir: str, which: str = "best") -> Trained:
             f"job_dir must hold a checkpoint, got {job_dir}, whose {directory} has none "
             "yet; wait for the first evaluation, or go on with the run"
         )
-    saved = checkpoint.load(directory, name, prefix="model/")
+    saved = checkpoint.load_judged(directory, name)
     names = tuple(saved.state["class_names"])
     unet = build(settings, len(names))
     checkpoint.assign(saved.arrays, checkpoint.named_variables(unet))

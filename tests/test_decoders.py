@@ -1,0 +1,64 @@
+"""The light decoder: what it is made of, with skips and without."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer import decoders, layers, model
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return model.build_unet(
+        image_size=64, num_classes=3, encoder_weights="none", decoder="light"
+    )
+
+
+def test_it_gives_logits_for_each_pixel(unet):
+    image = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype("float32")
+    logits = unet(image, training=False)
+    assert logits.shape == (2, 64, 64, 3) and logits.dtype == tf.float32
+
+
+def products(unet):
+    """Returns the multiplications that the convolutions after the encoder take."""
+    total = 0
+    for layer in unet.layers:
+        if hasattr(layer, "kernel"):
+            transposed = isinstance(layer, layers.UpConv | keras.layers.Conv2DTranspose)
+            tensors = keras.tree.flatten(layer.input if transposed else layer.output)
+            total += np.prod(layer.kernel.shape) * np.prod(tensors[0].shape[1:3])
+    return total
+
+
+def test_it_takes_a_quarter_of_the_multiplications_of_the_tutorials(unet):
+    tutorial = model.build_unet(image_size=64, num_classes=3, encoder_weights="none")
+    assert products(unet) / products(tutorial) == pytest.approx(0.25, abs=0.02)
+
+
+def test_adding_two_convolutions_is_one_of_both_inputs_together():
+    rng = np.random.default_rng(0)
+    coarse = rng.normal(size=(1, 4, 4, 5)).astype("float32")
+    skip = rng.normal(size=(1, 8, 8, 7)).astype("float32")
+    inputs = [keras.Input(x.shape[1:]) for x in (coarse, skip)]
+    width = decoders.LIGHT_WIDTHS[0]
+    first = decoders.merge(*inputs, width, "light")
+    apart = keras.Model(inputs, first)
+    kernels = [apart.get_layer(f"light_{n}").kernel.numpy() for n in ("coarse", "skip")]
+    up = keras.layers.UpSampling2D(interpolation="bilinear")(coarse)
+    together = (
+        np.concatenate([up, skip], axis=-1) @ np.concatenate(kernels, axis=2)[0, 0]
+    )
+    np.testing.assert_allclose(apart([coarse, skip]), together, atol=1e-4)
+
+
+def test_it_does_without_a_skip():
+    unet = model.build_unet(
+        image_size=64,
+        num_classes=2,
+        encoder_weights="none",
+        skip_layers=["none"] * 4,
+        decoder="light",
+    )
+    assert unet(np.zeros((1, 64, 64, 3), "float32")).shape == (1, 64, 64, 2)
