@@ -111,7 +111,7 @@ def test_the_sum_over_replicas_is_clipped_not_its_parts(replicas):
     np.testing.assert_allclose(weights, -RATE * gradient, rtol=1e-5, atol=1e-7)
 
 
-def adam(model):
+def adam(model, **more):
     """Returns the optimizer of a run; call it in the strategy's scope."""
     return step.make_optimizer(
         model,
@@ -121,6 +121,7 @@ def adam(model):
         warmup_steps=0,
         total_steps=3,
         weight_decay=0.0,
+        **more,
     )
 
 
@@ -314,16 +315,7 @@ def test_the_encoder_has_a_rate_of_its_own(replicas, mirrored):
         )
         unet = keras.Model(pixels, keras.layers.Dense(CLASSES, **same)(encoder(pixels)))
         start = unet.get_weights()
-        optimizer = step.make_optimizer(
-            unet,
-            name="adam",
-            learning_rate=0.1,
-            schedule="constant",
-            warmup_steps=0,
-            total_steps=3,
-            weight_decay=0.0,
-            encoder_factor=0.25,
-        )
+        optimizer = adam(unet, encoder_factor=0.25)
     run = step.make_train_steps(strategy, unet, optimizer)
     run(batches(strategy, image, mask), 1)
     of_encoder, of_decoder = (
