@@ -1,4 +1,4 @@
-"""What two runs that ended alike have in common."""
+"""Runs on several devices, and what two that ended alike have in common."""
 
 import collections
 import pathlib
@@ -9,6 +9,7 @@ from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event
 
 from benchmarks import kill
+from trainer import sums
 
 # Of the clock; the row of a first call has none of these.
 CLOCK = ("images_per_second", "waiting_for_data", "goodput", "seconds/")
@@ -53,3 +54,17 @@ def assert_same_run(reference: pathlib.Path, job_dir: pathlib.Path) -> None:
                 for file in (path, reference / path.relative_to(job_dir))
             )
             assert np.array_equal(ours, theirs), path
+
+
+def mirrored(replicas: int) -> tf.distribute.Strategy:
+    """Returns the strategy of a run on logical CPU devices, which conftest has made.
+
+    TensorFlow's own sums over them are collectives, whose keys two strategies of one
+    process share: those of one test would meet those of another.
+    """
+    return tf.distribute.MirroredStrategy(
+        [f"/cpu:{i}" for i in range(replicas)],
+        cross_device_ops=tf.distribute.ReductionToOneDevice(
+            accumulation_fn=sums.in_pairs
+        ),
+    )

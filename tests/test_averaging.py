@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests import runs
 from trainer import averaging, checkpoint, job, task, trained
 
 SMALL = ["--image_size=32", "--num_pictures=1", "--log_every_steps=1", "--noexport"]
@@ -26,8 +27,7 @@ def weights_and_average(strategy, decay):
 
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_the_mean_is_pulled_by_each_step_and_soon_forgets_the_start(replicas):
-    devices = [f"/cpu:{i}" for i in range(replicas)]
-    strategy = tf.distribute.MirroredStrategy(devices)
+    strategy = runs.mirrored(replicas)
     model, average = weights_and_average(strategy, decay=0.5)
     [weight], [mean] = model.trainable_variables, average.by_path.values()
     expected = 0.0

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests import runs
 from trainer import checkpoint, encoders, model, pretrained, step, task, trained
 
 SIZE = 64
@@ -357,9 +358,7 @@ def test_two_replicas_take_the_step_of_one():
     mask = np.random.default_rng(1).integers(0, 2, (4, 32, 32)).astype(np.uint8)
     found = []
     for replicas in (1, 2):
-        strategy = tf.distribute.MirroredStrategy(
-            [f"/cpu:{i}" for i in range(replicas)]
-        )
+        strategy = runs.mirrored(replicas)
         with strategy.scope():
             unet = build("mobilenet_v3_small", image_size=32)
             recipe = dict(name="adam", learning_rate=1e-3, schedule="constant")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests import runs
 from trainer import data, dataset, distribution, evaluation_step, metrics, model
 
 SIZE = 32
@@ -110,8 +111,7 @@ def test_figures_are_those_counted_by_hand_for_any_batch_size_and_replicas(
     expected = by_hand(opened, network)
     cases = {f"batch {n}": (one, n) for n in batch_sizes}
     for replicas in replica_counts:
-        devices = [f"/cpu:{i}" for i in range(replicas)]
-        cases[f"{replicas} replicas"] = (tf.distribute.MirroredStrategy(devices), 2)
+        cases[f"{replicas} replicas"] = (runs.mirrored(replicas), 2)
     for case, (strategy, batch_size) in cases.items():
         same = network if strategy is one else build(strategy)
         found = evaluated(opened, strategy, same, batch_size)
@@ -178,7 +178,7 @@ def test_more_batches_than_fit_in_one_call_all_count():
 def test_prediction_is_the_most_likely_class_of_each_pixel():
     for strategy in (
         distribution.make_strategy("one_device"),
-        tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"]),
+        runs.mirrored(2),
     ):
         image = np.random.default_rng(0).integers(0, 3, (3, 4, 4, 3)).astype(np.uint8)
         found = evaluation_step.make_predict(strategy, answer)(image)

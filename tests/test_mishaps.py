@@ -358,8 +358,9 @@ def test_ctrl_c_stops_a_process_that_trains(data_dir, tmp_path):
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     *log, line = err.splitlines()
-    assert out == "" and log.pop() == "Stopping: SIGINT. Once more leaves at once"
-    assert all(line.startswith("[") for line in log), err
+    # The step that is under way may still tell of itself.
+    assert out == "" and log.count("Stopping: SIGINT. Once more leaves at once") == 1
+    assert sum(not line.startswith("[") for line in log) == 1, err
     assert re.fullmatch(
         r"segtrainer: interrupted after step (\d+) \(SIGINT\); step-0*\1 is kept, the same command "
         "goes on from it",

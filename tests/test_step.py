@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests import runs
 from trainer import checkpoint, distribution, layers, losses, step
 
 SIZE, CLASSES, RATE = 4, 3, 0.5
@@ -15,7 +16,7 @@ SIZE, CLASSES, RATE = 4, 3, 0.5
 def strategy_of(replicas):
     if replicas == 1:
         return tf.distribute.OneDeviceStrategy("/cpu:0")
-    return tf.distribute.MirroredStrategy([f"/cpu:{i}" for i in range(replicas)])
+    return runs.mirrored(replicas)
 
 
 def dense():
