@@ -14,7 +14,7 @@ from deploy.space import Parameter
 from deploy.study import Study
 
 ROOT = pathlib.Path(local.__file__).parents[1]
-SMALL = ["--image_size=32", "--num_pictures=1", "--test_split=none"]
+SMALL = ["--image_size=32", "--noexport", "--num_pictures=1", "--test_split=none"]
 
 
 def test_a_search_begins_in_a_new_folder_only(capsys, tmp_path):

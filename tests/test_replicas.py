@@ -24,7 +24,7 @@ def runs(tmp_path_factory):
             *(f"--job_dir={folder / 'job'}", "--global_batch_size=64"),
             *(f"--total_steps={STEPS}", f"--eval_every_steps={STEPS}"),
             *("--log_every_steps=1", "--limit_eval_examples=9", "--image_size=64"),
-            *("--crop_scale_min=0.7", "--brightness=0.1", "--hue=0.1"),
+            *("--crop_scale_min=0.7", "--brightness=0.1", "--hue=0.1", "--noexport"),
         ]
         workers = number if kind == "workers" else 1
         if workers == 1:
