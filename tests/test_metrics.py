@@ -72,6 +72,7 @@ def test_pixel_accuracy_is_the_hand_counted_one():
 def test_class_that_does_not_occur_is_left_out_of_the_mean_and_named():
     summary = metrics.summary(NO_BORDER, NAMES)
     assert summary["mean_iou"] == pytest.approx((3 / 6 + 4 / 7) / 2)
+    assert metrics.mean_iou(NO_BORDER) == summary["mean_iou"]
     assert summary["iou/border"] is None
     assert summary["dice/border"] is None
 
@@ -96,6 +97,7 @@ def test_summary_names_every_class_and_is_strict_json():
 def test_split_without_counted_pixels_has_no_metrics():
     summary = metrics.summary(np.zeros((3, 3), np.int64), NAMES)
     assert set(summary.values()) == {None}
+    assert metrics.mean_iou(np.zeros((3, 3), np.int64)) is None
 
 
 def test_counts_beyond_int32_are_exact():

@@ -185,6 +185,12 @@ def test_hardest_are_the_examples_of_the_lowest_mean_iou_worst_first():
     assert gallery.choose([ignored], 2, total=1).first[0].mean_iou is None
 
 
+def test_of_examples_that_are_alike_the_earlier_ones_are_shown():
+    mask = np.zeros((4, 4), np.uint8)
+    shown = gallery.choose([seen(mask, mask) for _ in range(9)], 2, total=9)
+    assert [one.place for one in shown.hardest] == [0, 1, 2, 3, 4, 5]
+
+
 def test_ticks_are_round_and_hold_the_range():
     assert charts.ticks(0, 240, integers=True) == [0, 50, 100, 150, 200, 250]
     assert charts.ticks(0, 1, integers=True) == [0, 1]

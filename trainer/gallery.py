@@ -7,7 +7,7 @@ import base64
 import dataclasses
 import heapq
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -54,23 +54,26 @@ def choose(seen: Iterable[Seen], num_classes: int, total: int) -> Shown:
         total: Examples of the split; `seen` may end before.
     """
     first: list[tuple[int, float | None, Seen]] = []
-    # The best of the worst on top. Of two alike the later one goes.
-    worst: list[tuple[float, int, Seen]] = []
-    place = -1
-    for place, one in enumerate(seen):
-        mean_iou = _mean_iou(*one[1:], num_classes)
-        if place < FIRST:
-            first.append((place, mean_iou, one))
-        if mean_iou is not None:
-            heapq.heappush(worst, (-mean_iou, -place, one))
-        if len(worst) > HARDEST:
-            heapq.heappop(worst)
+    looked_at = 0
+
+    def judged() -> Iterator[tuple[int, float, Seen]]:
+        """Gives those that have a mean IoU; keeps the first, counts all."""
+        nonlocal looked_at
+        for place, one in enumerate(seen):
+            looked_at = place + 1
+            mean_iou = metrics.mean_iou(_confusion(*one[1:], num_classes))
+            if place < FIRST:
+                first.append((place, mean_iou, one))
+            if mean_iou is not None:
+                yield place, mean_iou, one
+
+    # Of two alike the earlier one; pictures are not compared.
+    hardest = heapq.nsmallest(HARDEST, judged(), key=lambda kept: (kept[1], kept[0]))
     colours = pictures.palette(num_classes)
-    hardest = sorted(worst, key=lambda kept: kept[:2], reverse=True)
     return Shown(
         first=[_example(*kept, colours) for kept in first],
-        hardest=[_example(-at, -iou, one, colours) for iou, at, one in hardest],
-        looked_at=place + 1,
+        hardest=[_example(*kept, colours) for kept in hardest],
+        looked_at=looked_at,
         total=total,
     )
 
@@ -123,16 +126,14 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _mean_iou(
+def _confusion(
     mask: np.ndarray, prediction: np.ndarray, num_classes: int
-) -> float | None:
-    """Returns the mean over the classes that the example has or is given."""
+) -> np.ndarray:
+    """Returns (C, C) int64 pixel counts, rows true, columns predicted."""
     counted = mask != pictures.IGNORED
     cells = mask[counted].astype(np.int64) * num_classes + prediction[counted]
     counts = np.bincount(cells, minlength=num_classes**2)
-    iou = metrics.iou_per_class(counts.reshape(num_classes, num_classes))
-    occurs = iou[~np.isnan(iou)]
-    return float(occurs.mean()) if occurs.size else None
+    return counts.reshape(num_classes, num_classes)
 
 
 def _example(

@@ -55,6 +55,29 @@ def iou_per_class(confusion: np.ndarray) -> np.ndarray:
     return _ratio(both, true + predicted - both)
 
 
+def mean_iou(confusion: np.ndarray) -> float | None:
+    """Returns the mean intersection over union of the classes that occur.
+
+    A class that does not occur is left out of the mean: no counted pixel has it and none
+    is given it, its IoU is 0 / 0. One that is predicted but never true does occur, with
+    an IoU of 0.
+
+    Args:
+        confusion: (C, C) int64 pixel counts, true class by predicted class.
+
+    Returns:
+        A fraction in [0, 1]; None where no pixel was counted.
+
+    Raises:
+        ValueError: If `confusion` is not square.
+
+    Source: mean IU of Long et al. 2015, arXiv:1411.4038, section 5.
+    """
+    iou = iou_per_class(confusion)
+    occurs = iou[~np.isnan(iou)]
+    return float(occurs.mean()) if occurs.size else None
+
+
 def dice_per_class(confusion: np.ndarray) -> np.ndarray:
     """Returns the Dice coefficient (F1 score) of each class.
 
@@ -95,10 +118,6 @@ def pixel_accuracy(confusion: np.ndarray) -> float:
 def summary(confusion: np.ndarray, class_names: list[str]) -> dict[str, float | None]:
     """Returns every metric of a split by its name.
 
-    A class that does not occur is left out of the mean: no counted pixel has it and none
-    is given it, its IoU is 0 / 0. One that is predicted but never true does occur, with
-    an IoU of 0.
-
     Args:
         confusion: (C, C) int64 pixel counts, true class by predicted class.
         class_names: C names.
@@ -106,18 +125,17 @@ def summary(confusion: np.ndarray, class_names: list[str]) -> dict[str, float | 
     Returns:
         `mean_iou`, `pixel_accuracy`, and `iou/<class>` and `dice/<class>` of each
         class: fractions in [0, 1], or None, since JSON has no nan, for a class
-        that does not occur and for the means of a split without counted pixels.
+        that does not occur, see `mean_iou`, and for the means of a split without
+        counted pixels.
 
     Raises:
         ValueError: If `confusion` is not square, or of another size than the names.
     """
-    iou = iou_per_class(confusion)
-    occurs = iou[~np.isnan(iou)]
     metrics = {
-        "mean_iou": float(occurs.mean()) if occurs.size else None,
+        "mean_iou": mean_iou(confusion),
         "pixel_accuracy": _or_none(pixel_accuracy(confusion)),
     }
-    for name, value in zip(class_names, iou, strict=True):
+    for name, value in zip(class_names, iou_per_class(confusion), strict=True):
         metrics[f"iou/{name}"] = _or_none(value)
     for name, value in zip(class_names, dice_per_class(confusion), strict=True):
         metrics[f"dice/{name}"] = _or_none(value)
