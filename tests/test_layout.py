@@ -61,7 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "interruption",
             "job",
         ),
-        *("telling", "terminal", "train"),
+        *("places", "telling", "terminal", "train"),
     },
     "telling": {"job", "metrics", "order"},
     "config": {"encoders", "flags", "objective"},
@@ -69,6 +69,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "balance": {"data", "feed", "job", "objective"},
     "lease_gcs": {"bucket", "lease"},
     "train": MODULES - {"task", "train"},
+    "ending": {
+        *("checkpoint", "clock", "exporting", "files", "gallery", "interruption"),
+        *("job", "judge", "objective", "page", "report", "standing", "terminal"),
+        "trained",
+    },
+    "standing": {"job"},
+    "places": {
+        *("bucket", "config", "dataset", "files", "lease", "lease_gcs", "placing"),
+        *("report", "trained"),
+    },
     "judge": {
         "data",
         "dataset",
@@ -85,7 +95,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gallery": {"metrics", "overlay", "pictures", "tables"},
     "tables": {"pictures"},
     "feed": {"config", "data", "dataset", "job"},
-    "job": MODULES - {"task", "train", "telling", "judge", "feed", "balance", "job"},
+    "job": {
+        *("averaging", "checkpoint", "cluster", "config", "data", "dataset"),
+        *("distribution", "examples", "metrics", "objective", "report", "same_run"),
+        *("step", "trained"),
+    },
     **{name: MODULES - {"task", "train", name} for name in COMMANDS},
     "same_run": {"checkpoint", "config", "distribution"},
     "checkpoint": {"averaging", "distribution", "files"},

@@ -16,7 +16,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import checkpoint, config, interruption, job, report, task, terminal, train
+from trainer import (
+    checkpoint,
+    config,
+    interruption,
+    job,
+    report,
+    standing,
+    task,
+    terminal,
+    train,
+)
 from trainer.judge import Judge
 
 KEPT = "; step-00000002 is kept, the same command goes on from it"
@@ -433,7 +443,7 @@ def test_a_run_whose_best_checkpoint_is_damaged_finishes_with_the_last(
 
     monkeypatch.setattr(train, "save", spoilt)
     monkeypatch.setattr(
-        train,
+        standing,
         "best",
         lambda run: max(run.state["evaluations"], key=lambda e: e["step"] == 4),
     )

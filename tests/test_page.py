@@ -1,5 +1,6 @@
 """The report page: what it shows is what the run found, and names are never markup."""
 
+import contextlib
 import html.parser
 import json
 import re
@@ -8,7 +9,19 @@ import numpy as np
 import pytest
 
 from tests import browser
-from trainer import charts, config, gallery, metrics, page, tables, task, train
+from trainer import (
+    charts,
+    config,
+    ending,
+    gallery,
+    metrics,
+    page,
+    places,
+    report,
+    tables,
+    task,
+    train,
+)
 
 EVIL = "<script>alert(1)</script>"
 LONG = "an-uncommonly-long-name-of-a-class-" * 4
@@ -287,19 +300,23 @@ def test_a_page_that_fails_changes_nothing_of_the_run(run, monkeypatch, capfd, b
     assert (job_dir / "report.html").exists() == (broken == "choose")
 
 
-def test_the_lease_is_asked_before_the_page_is_written(run, monkeypatch):
+def test_the_lease_is_asked_before_the_page_is_written_and_again_before_the_result(
+    run, monkeypatch
+):
     order = []
-    write_page, write_result = train._write_page, train.report.write_result
-    monkeypatch.setattr(
-        train, "_write_page", lambda *a: order.append("page") or write_page(*a)
-    )
-    monkeypatch.setattr(
-        train.report,
-        "write_result",
-        lambda *a: order.append("result") or write_result(*a),
-    )
+
+    def told(owner, name, as_name):
+        does = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a: order.append(as_name) or does(*a))
+
+    lease = contextlib.nullcontext(lambda: order.append("lease"))
+    monkeypatch.setattr(places, "hold_lease", lambda *_: lease)
+    told(train, "_peak_memory_bytes", "all is saved")
+    told(ending, "write_page", "page")
+    told(report, "write_result", "result")
     run()
-    assert order == ["page", "result"]
+    at = order.index("all is saved")
+    assert order[at + 1 :] == ["lease", "page", "lease", "result"]
 
 
 # ---------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from benchmarks import kill
 from tests.runs import assert_same_run, events
-from trainer import checkpoint, config, data, job, task, train
+from trainer import checkpoint, config, data, job, standing, task, train
 
 SMALL = ["--image_size=32", "--num_pictures=1", "--cache=memory", "--log_every_steps=1"]
 SMALL += ["--noexport"]
@@ -225,7 +225,7 @@ def test_a_run_that_is_done_says_so_and_leaves_its_files_alone(
 def test_init_from_starts_a_new_run_at_step_0_from_the_best_weights_of_another(
     command, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(train, "best", lambda run: run.state["evaluations"][0])
+    monkeypatch.setattr(standing, "best", lambda run: run.state["evaluations"][0])
     assert task.main(command("a", "--total_steps=4", "--eval_every_steps=2")) == 0
     directory = str(tmp_path / "a" / "checkpoints")
     assert checkpoint.pointer(directory) == {

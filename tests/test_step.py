@@ -303,18 +303,40 @@ def test_adamw_decays_each_weight_by_its_rate_beside_the_update():
     np.testing.assert_allclose(model.get_weights()[0], 2 * (1 - 0.1 * 0.05), rtol=1e-6)
 
 
+def encoder_and_decoder():
+    """Returns a model of two layers, of which one is an encoder."""
+    pixels = keras.Input((SIZE, SIZE, 3))
+    same = dict(use_bias=False, kernel_initializer="orthogonal")
+    encoder = keras.Model(pixels, keras.layers.Dense(2, **same)(pixels), name="encoder")
+    return keras.Model(pixels, keras.layers.Dense(CLASSES, **same)(encoder(pixels)))
+
+
+def test_adamw_decays_an_encoder_with_a_rate_of_its_own_by_that_of_all():
+    model = encoder_and_decoder()
+    start = model.get_weights()
+    optimizer = step.make_optimizer(
+        model,
+        name="adamw",
+        learning_rate=0.1,
+        schedule="constant",
+        warmup_steps=0,
+        total_steps=1,
+        weight_decay=0.05,
+        encoder_factor=0.25,
+    )
+    zero = [tf.zeros_like(v) for v in model.trainable_variables]
+    optimizer.apply(zero, model.trainable_variables)
+    for after, before in zip(model.get_weights(), start, strict=True):
+        np.testing.assert_allclose(after, before * (1 - 0.1 * 0.05), rtol=1e-6)
+
+
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_the_encoder_has_a_rate_of_its_own(replicas, mirrored):
     image, mask = drawn()
     strategy = mirrored(replicas) if replicas > 1 else strategy_of(1)
     keras.utils.set_random_seed(0)
     with strategy.scope():
-        pixels = keras.Input((SIZE, SIZE, 3))
-        same = dict(use_bias=False, kernel_initializer="orthogonal")
-        encoder = keras.Model(
-            pixels, keras.layers.Dense(2, **same)(pixels), name="encoder"
-        )
-        unet = keras.Model(pixels, keras.layers.Dense(CLASSES, **same)(encoder(pixels)))
+        unet = encoder_and_decoder()
         start = unet.get_weights()
         optimizer = adam(unet, encoder_factor=0.25)
     run = step.make_train_steps(strategy, unet, optimizer)

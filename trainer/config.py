@@ -50,7 +50,7 @@ class Config:
     encoder_weights: str = setting("Model", "imagenet", "Weights the encoder starts from: imagenet (bundled for mobilenet_v2; others need --download), none, or a .weights.h5 or .h5 file, local or gs://.", identity=True)
     skip_layers: tuple[str, ...] | None = setting("Model", None, "Layers of the encoder that the decoder sees too, at strides 2, 4, 8 and 16, separated by commas; none for no skip.", identity=True)
     train_encoder: bool = setting("Model", False, "Train the encoder too; its BatchNorm stays in inference mode.", identity=True)
-    encoder_learning_rate: float | None = setting("Model", None, "With train_encoder: the encoder's learning rate, which follows the same schedule; learning_rate when absent.", low=0, identity=True)
+    encoder_learning_rate: float | None = setting("Model", None, "With train_encoder: the encoder's learning rate, which follows the same schedule; learning_rate when absent. weight_decay goes by learning_rate still.", low=0, identity=True)
     train_encoder_batch_norm: bool = setting("Model", False, "With train_encoder: let the encoder's BatchNorm learn as well.", identity=True)
     decoder: str = setting("Model", "tutorial", "tutorial: transposed 3x3 convolutions; light: bilinear and separable, a quarter of the multiplications.", choices=("tutorial", "light"), identity=True)
     init_from: str | None = setting("Model", None, "Start a new run from the best weights of this other job_dir, or from one checkpoint file.")

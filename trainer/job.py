@@ -19,11 +19,8 @@ from trainer import (
     dataset,
     distribution,
     examples,
-    files,
-    lease,
     metrics,
     objective,
-    placing,
     report,
     same_run,
     step,
@@ -247,81 +244,6 @@ def prepare(
     if workers.count > 1:
         same_run.check_shared(workers, directories.job)
     return job
-
-
-def check_places(
-    settings: config.Config, directories: config.Directories, writes: bool = True
-) -> None:
-    """Raises ValueError if the run cannot read or write where it is to.
-
-    A bucket that is not there or that denies a right, a job_dir of another program, a
-    file in the way. Writes nothing that stays.
-
-    Args:
-        settings: The settings.
-        directories: Where the run writes.
-        writes: Whether this process does, as the chief of the workers.
-    """
-    written = {
-        "job_dir": directories.job,
-        "checkpoint_dir": directories.checkpoints,
-        "log_dir": directories.logs,
-    }
-    if settings.export:
-        written["export"] = directories.model
-    read = {
-        "data_dir": trained.data_dir(settings) or "",
-        "init_from": settings.init_from or "",
-        "encoder_weights": settings.encoder_weights,
-    }
-    asked = {**read, **written}
-    for setting, directory in asked.items():
-        within = directory.startswith(f"{directories.job.rstrip('/')}/")
-        if not directory.startswith("gs://") or within and setting in written:
-            continue  # A directory in job_dir is asked for with it.
-        from trainer import bucket  # Its libraries take a second: only where needed.
-
-        may_write = writes and setting in written
-        bucket.check(setting, directory, bucket.WRITE if may_write else bucket.READ)
-        if setting == "data_dir" and writes and _is_to_download(settings):
-            bucket.check(setting, directory, bucket.WRITE)
-    if not writes:
-        return
-    report.check_job_dir(directories.job)
-    report.check_directory("checkpoint_dir", directories.checkpoints)
-    report.check_directory("log_dir", directories.logs)
-    if settings.export:
-        report.check_directory("export", directories.model)
-        placing.check("export", directories.model)
-
-
-def hold_lease(
-    directory: str, job_id: str | None, seconds: float, writes: bool = True
-) -> contextlib.AbstractContextManager[Callable[[], None]]:
-    """Returns the lease on a job_dir; it gives what raises OSError when it is lost.
-
-    Args:
-        directory: The job_dir.
-        job_id: Id of the cloud job that this process belongs to.
-        seconds: Time without renewal after which one on gs:// is anybody's.
-        writes: Whether this process does; one that does not needs none.
-    """
-    if not writes:
-        return contextlib.nullcontext(lambda: None)
-    owner = lease.this_process(job_id)
-    if directory.startswith("gs://"):
-        from trainer import lease_gcs
-
-        return lease_gcs.hold(directory, owner, seconds)
-    if files.remote(directory):
-        return contextlib.nullcontext(lambda: None)
-    return lease.hold(directory, owner)
-
-
-def _is_to_download(settings: config.Config) -> bool:
-    """Returns whether data_dir lacks the data set and may get it."""
-    data_dir = settings.data_dir if settings.download else None
-    return data_dir is not None and not dataset.is_there(settings.dataset, data_dir)
 
 
 def _open(settings: config.Config) -> dataset.Dataset:

@@ -89,6 +89,7 @@ def _scale_encoder(
     """Multiplies the learning rate of the encoder's weights, where Keras has one for all.
 
     A factor on their gradients would do nothing: Adam's steps do not grow with these.
+    AdamW's decay goes by the rate of all still: Keras takes it off before the update.
     """
     encoder = {id(v) for v in model.get_layer("encoder").trainable_variables}
     factors = [factor if id(v) in encoder else 1.0 for v in model.trainable_variables]

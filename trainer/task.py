@@ -56,13 +56,13 @@ def _run(args: Sequence[str], process_start: float, held: contextlib.ExitStack) 
         directories = config.directories(settings, os.environ)
         job_id = os.environ.get("CLOUD_ML_JOB_ID")
         with terminal.quiet_start():
-            from trainer import distribution, job, telling, train
+            from trainer import distribution, job, places, telling, train
             from trainer.cluster import read_cluster
 
             cluster = read_cluster(os.environ)
             writes = cluster is None or cluster.index == 0
-            job.check_places(settings, directories, writes)
-            lease = job.hold_lease(
+            places.check(settings, directories, writes)
+            lease = places.hold_lease(
                 directories.job, job_id, settings.lease_seconds, writes
             )
             fence = held.enter_context(lease)

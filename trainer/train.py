@@ -16,11 +16,10 @@ import contextlib
 import copy
 import functools
 import math
-import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import keras
@@ -32,19 +31,15 @@ from trainer import (
     balance,
     checkpoint,
     data,
-    exporting,
+    ending,
     feed,
-    files,
-    gallery,
     interruption,
     losses,
     objective,
-    page,
     report,
+    standing,
     step,
     telling,
-    terminal,
-    trained,
 )
 from trainer.clock import Clock
 from trainer.job import Job
@@ -80,7 +75,7 @@ def train_and_evaluate(
     known = {evaluation["step"] for evaluation in evaluations}
     if last and last["step"] == job.state["step"] and last["step"] not in known:
         evaluations.append(last)
-    is_done = done_before.get("step") == job.state["step"] and stop_reason(job)
+    is_done = done_before.get("step") == job.state["step"] and standing.stop_reason(job)
     if job.workers.chiefs(int(bool(is_done))) == [1]:
         logging.info(
             "This run is done: nothing left to train after step %d. Its files are in %s",
@@ -91,8 +86,8 @@ def train_and_evaluate(
             report.Tuner(job.settings.hp_metric).tell_all(job.state["evaluations"])
         return done_before
     telling.say_what_starts(job)
-    with contextlib.ExitStack() as ending:
-        reporter, saver = None, ending.enter_context(Saver(job.fence))
+    with contextlib.ExitStack() as held:
+        reporter, saver = None, held.enter_context(Saver(job.fence))
         if job.workers.is_chief:
             reporter = report.Reporter(
                 job_dir=job.directories.job,
@@ -104,13 +99,16 @@ def train_and_evaluate(
                 evaluations=job.state["evaluations"],
                 fence=job.fence,
             )
-            ending.enter_context(contextlib.closing(reporter))
+            held.enter_context(contextlib.closing(reporter))
         run = Run(job, reporter, saver, notice, process_start)
         try:
             run.train()
+            with run.clock.spent("saving"):
+                saver.wait()
+                job.workers.wait()  # All of them read what the chief has written.
             with job.judged_weights():
-                result = run.finish()
-                result["export"] = run.export(result)
+                result, shown = ending.judge_best(job, run.judge, run.clock, notice)
+                result["export"] = ending.export(job, result, run.clock)
         except FloatingPointError as error:  # On all workers.
             if reporter is not None:
                 failed = functools.partial(_write_failed, job, error)
@@ -132,8 +130,8 @@ def train_and_evaluate(
     }
     if reporter is not None:
         job.fence()
-        with _page_may_fail():
-            result["report"] = _write_page(job, result, reporter.rows, run.shown)
+        with ending.page_may_fail():
+            result["report"] = ending.write_page(job, result, reporter.rows, shown)
         job.fence()
         report.write_result(job.directories.job, result)
     job.workers.wait()  # When the chief has left, a service ends the others.
@@ -161,7 +159,7 @@ class Run:
     ) -> None:
         self._job, self._reporter, self._saver = job, reporter, saver
         self._notice = notice
-        self._judge = Judge(job, reporter, self._check)
+        self.judge = Judge(job, reporter, self._check)
         self.clock = Clock(
             job.global_batch_size,
             process_start,
@@ -170,13 +168,12 @@ class Run:
         )
         self._saved_step = job.state["step"] if job.latest else None
         self._saved_at = time.monotonic()
-        self.shown: gallery.Shown | None = None  # On the report page.
         with self.clock.spent("starting"):
             self._class_weights = balance.class_weights(job, self._check)
         if job.state["step"] == 0:
             with self.clock.spent("evaluating"):
-                self._judge.draw_augmented()
-                self._judge.draw(checkpoint.name_of(0), job.dataset.val, "val")
+                self.judge.draw_augmented()
+                self.judge.draw(checkpoint.name_of(0), job.dataset.val, "val")
             if reporter is not None:
                 saver.start(*reporter.flush())
 
@@ -219,7 +216,7 @@ class Run:
                     self._validate()
                 if judged or overdue or (at > 0 and at % save_every == 0):
                     self._save()
-                if stop_reason(job):
+                if standing.stop_reason(job):
                     break
 
                 # ---- Step ------------------------------------------------------
@@ -244,98 +241,6 @@ class Run:
                     self._report()
                 self._saver.check()
             _profile(job, None, profiling)
-
-    def finish(self) -> dict[str, Any]:
-        """Returns what the run came to, the best checkpoint on test where it has one."""
-        job = self._job
-        with self.clock.spent("saving"):
-            self._saver.wait()
-            job.workers.wait()  # All of them read what the chief has written.
-        last, chosen = job.state["evaluations"][-1], best(job)
-        try:
-            name = checkpoint.name_of(chosen["step"])
-            saved = checkpoint.load_judged(job.directories.checkpoints, name)
-        except ValueError as error:  # The model still is that of the last step.
-            logging.warning("Passed over for the last: %s", error)
-            saved, chosen = None, last
-        if job.workers.totals(int(saved is None)) != [0]:
-            chosen = last  # On all of them.
-        elif saved is not None:
-            checkpoint.assign(saved.arrays, checkpoint.named_variables(job.model))
-        test = job.dataset.test
-        split, name = (test, "test") if test else (job.dataset.val, "val")
-        with self.clock.spent("evaluating"):
-            found, confusion = self._judge.metrics(split, name)
-            drawn = self._judge.draw("predictions", split, name)
-            if self._reporter is not None:
-                with _page_may_fail():
-                    self.shown = self._judge.look(split, name, self._enough())
-        return {
-            "complete": job.state["step"] >= job.total_steps,
-            "stopped_by": stop_reason(job),
-            "step": job.state["step"],
-            "epoch": job.state["step"] / job.steps_per_epoch,
-            "last": last,
-            "best": chosen,
-            "test": found if test else None,
-            "confusion": {
-                "split": name,
-                "examples": len(split.ids),
-                "class_names": list(job.dataset.class_names),
-                "counts": confusion.tolist(),
-            },
-            "pictures": {
-                "curves": report.picture_path(job.directories.job, "curves"),
-                "predictions": drawn,
-            },
-        }
-
-    def export(self, result: dict[str, Any]) -> str | None:
-        """Returns where the chief has put the model that `finish` chose, if asked to.
-
-        Raises:
-            OSError: If it could not; the same command tries again.
-        """
-        job = self._job
-        if not job.settings.export:
-            return None
-        target, step = job.directories.model, result["best"]["step"]
-        # On all workers: reading a mirrored variable needs all of them.
-        arrays = checkpoint.values(checkpoint.named_variables(job.model))
-        if not job.workers.is_chief:
-            return target
-        names = tuple(job.dataset.class_names)
-        path = os.path.join(job.directories.checkpoints, checkpoint.name_of(step))
-        with self.clock.spent("exporting"):
-            try:
-                model = trained.Trained(
-                    model=exporting.rebuilt(job.settings, len(names), arrays),
-                    settings=job.settings,
-                    class_names=names,
-                    checkpoint=f"{path}.npz",
-                    step=step,
-                    validation=result["best"],
-                )
-                exporting.export(
-                    model,
-                    target,
-                    job_dir=job.directories.job,
-                    test=result["test"],
-                    fence=job.fence,
-                )
-            except Exception as error:
-                if not terminal.expected(error):
-                    raise
-                reason = terminal.one_line(error)
-                raise OSError(
-                    f"no model could be exported to {target}: {reason}"
-                ) from error
-        return target
-
-    def _enough(self) -> Callable[[], bool]:
-        """Returns what says that examples were looked at long enough, or too long."""
-        end = time.monotonic() + gallery.MOST_SECONDS
-        return lambda: time.monotonic() >= end or self._notice.reason is not None
 
     def _agreed(self, n: int, seconds: float) -> tuple[int, bool, float, bool]:
         """Returns what all workers do next, each of which must ask.
@@ -362,14 +267,14 @@ class Run:
     def _is_to_judge(self, eval_every: int) -> bool:
         state = self._job.state
         at, judged = state["step"], [e["step"] for e in state["evaluations"]]
-        due = at > 0 and (at % eval_every == 0 or stop_reason(self._job) is not None)
-        return due and at not in judged
+        due = at % eval_every == 0 or standing.stop_reason(self._job) is not None
+        return due and at > 0 and at not in judged
 
     def _validate(self) -> None:
         """Evaluates; if the run is told to stop meanwhile, that is made later."""
         try:
             with self.clock.spent("evaluating"):
-                self._judge.validate()
+                self.judge.validate()
         except interruption.Interrupted:
             self._save_and_stop()
         if self._reporter is not None:
@@ -415,33 +320,6 @@ class Run:
         state["loss_sum"], state["loss_steps"] = 0.0, 0
 
 
-def stop_reason(job: Job) -> str | None:
-    """Returns the setting that ends the run at the step it is at, if one does."""
-    settings, state = job.settings, job.state
-    if state["step"] >= job.total_steps:
-        return "total_steps" if settings.total_steps else "epochs"
-    overtime = state["seconds"] >= 60 * (settings.max_minutes or math.inf)
-    if overtime and state["step"] > 0:  # What is to be judged takes one step at least.
-        return "max_minutes"
-    if settings.early_stopping_evals and state["evaluations"]:
-        since_best = [e["step"] for e in state["evaluations"]][::-1].index(
-            best(job)["step"]
-        )
-        if since_best >= settings.early_stopping_evals:
-            return "early_stopping_evals"
-    return None
-
-
-def best(job: Job) -> dict[str, Any]:
-    """Returns the evaluation with the best `best_metric`, the first of equals."""
-    name = job.settings.best_metric
-    sign = -1 if name == "val_loss" else 1
-    valued = [e for e in job.state["evaluations"] if e[name] is not None]
-    return max(
-        valued or job.state["evaluations"][-1:], key=lambda e: sign * (e[name] or 0)
-    )
-
-
 def save(job: Job) -> Callable[[], None]:
     """Takes what the run is at its step; returns the work of writing it.
 
@@ -473,7 +351,7 @@ def save(job: Job) -> Callable[[], None]:
 def point(job: Job) -> Callable[[], None]:
     """Returns the work of pointing to the checkpoint of this step, and to the best."""
     at = job.state["step"]
-    best_step = best(job)["step"] if job.state["evaluations"] else at
+    best_step = standing.best(job)["step"] if job.state["evaluations"] else at
     return functools.partial(
         checkpoint.move_pointer,
         job.directories.checkpoints,
@@ -522,42 +400,6 @@ def _write_failed(job: Job, error: FloatingPointError) -> None:
         reason=str(error),
         cloud_job_id=job.cloud_job_id,
     )
-
-
-@contextlib.contextmanager
-def _page_may_fail() -> Iterator[None]:
-    """Says what went wrong with the report page; the run and its figures go on."""
-    try:
-        yield
-    except Exception as error:
-        logging.warning(
-            "report.html is not as it should be: %s",
-            terminal.one_line(error),
-            exc_info=not terminal.expected(error),
-        )
-
-
-def _write_page(
-    job: Job, result: dict[str, Any], rows: list[dict], shown: gallery.Shown | None
-) -> str:
-    """Writes the report page, whole; returns its path."""
-    settings, directories = job.settings, job.directories
-    best = checkpoint.name_of(result["best"]["step"])
-    html = page.render(
-        files.read_json(os.path.join(directories.job, "config.json")),
-        result,
-        rows,
-        shown,
-        loss=objective.shown(
-            settings.loss, settings.class_weights, settings.label_smoothing
-        ),
-        job_dir=directories.job,
-        log_dir=directories.logs,
-        checkpoint=os.path.join(directories.checkpoints, f"{best}.npz"),
-    )
-    path = os.path.join(directories.job, "report.html")
-    files.write(path, html)
-    return path
 
 
 def _peak_memory_bytes() -> int:
