@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer import flags
-from trainer.config import Config
+from trainer.config import KINDS
 from trainer.flags import setting
 
 # Set in every container by the service, for the trainer to read.
@@ -256,7 +256,7 @@ def pairs(
 
 
 _VARIABLES = {"project": "GOOGLE_CLOUD_PROJECT", "region": "GOOGLE_CLOUD_REGION"}
-_OF_TRAINER = frozenset(field.name for field in dataclasses.fields(Config))
+_OF_TRAINER = frozenset(f.name for kind in KINDS for f in dataclasses.fields(kind))
 _SHAPES = {
     "job_name": (
         r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}",

@@ -98,7 +98,7 @@ def parameters(
     Raises:
         ValueError: One line: the setting, the rule, the way out.
     """
-    given = flags.read(trainer_args, Config)
+    given = config.read(trainer_args)
     found = []
     for name, what in space.items():
         if name not in given:
@@ -112,7 +112,7 @@ def parameters(
             raise ValueError(
                 f"search has {name}, which is also given after --; leave one of them out"
             )
-        found.append(_parameter(name, what, flags.type_of(Config, name)))
+        found.append(_parameter(name, what, flags.type_of(name, *config.KINDS)))
     _check_points(found, trainer_args, check)
     return found
 

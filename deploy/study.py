@@ -7,8 +7,7 @@ from typing import Any
 
 from deploy import space
 from deploy.order import Search
-from trainer import flags
-from trainer.config import Config
+from trainer import config
 
 MAX_GRID = 100_000
 
@@ -43,7 +42,7 @@ def checked_study(
     Raises:
         ValueError: One line: the rule, the value, the way out.
     """
-    hp_metric = flags.read(trainer_args, Config)["hp_metric"]
+    hp_metric = config.read(trainer_args)["hp_metric"]
     metric = search.metric or str(hp_metric.value)
     if hp_metric.present and hp_metric.value != metric:
         raise ValueError(

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from trainer import config, flags
+from trainer import config, flags, recipes
 from trainer.config import Config
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
@@ -285,3 +285,38 @@ def test_identity_changes_with_a_setting_if_and_only_if_it_makes_the_run(name):
     if before != after:
         value = OTHER[name]
         assert after[name] == (list(value) if isinstance(value, tuple) else value)
+
+
+# ---------------------------------------------------------------------------
+# Recipes
+
+
+def test_without_a_recipe_the_settings_are_the_tutorials():
+    assert config.from_args(["--recipe=tutorial"]) == Config()
+    assert not recipes.RECIPES[recipes.Preset().recipe]
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_a_recipe_is_its_flags_and_nothing_else(name):
+    settings = config.from_args([f"--recipe={name}"])
+    assert settings == Config(**recipes.RECIPES[name])
+    assert config.from_args(flags.to_args(settings)) == settings
+
+
+def test_a_flag_goes_before_the_recipe_even_with_the_default_value():
+    asked = ["--recipe=best", "--decoder=tutorial", "--notrain_encoder", "--epochs=3"]
+    settings = config.from_args(asked)
+    assert (settings.decoder, settings.train_encoder) == ("tutorial", False)
+    assert settings.epochs == 3 and settings.optimizer == "adamw"
+
+
+def test_what_a_recipe_sets_is_told_where_a_flag_is_in_conflict_with_it():
+    with pytest.raises(ValueError, match="weight_decay .*recipe best sets"):
+        config.from_args(["--recipe=best", "--optimizer=adam"])
+    with pytest.raises(ValueError, match="^recipe must be one of tutorial, best"):
+        config.from_args(["--recipe=better"])
+
+
+def test_a_recipes_batch_is_no_conflict_with_a_global_one():
+    settings = config.from_args(["--recipe=best", "--global_batch_size=96"])
+    assert settings.global_batch_size == 96

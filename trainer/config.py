@@ -5,7 +5,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainer import encoders, flags, objective
+from absl.flags import FlagValues
+
+from trainer import encoders, flags, objective, recipes
 from trainer.flags import setting
 
 
@@ -232,6 +234,9 @@ class Config:
                 )
 
 
+KINDS = (recipes.Preset, Config)  # Of the trainer's flags.
+
+
 def identity(config: Config) -> dict[str, Any]:
     """Returns the settings that a resumed run must share, as JSON values."""
     return {
@@ -283,13 +288,33 @@ def from_args(args: Sequence[str]) -> Config:
         ValueError: One line about the flag that is unknown, malformed, out of range
             or in conflict.
     """
-    values = flags.read(args, Config)
+    values = read(args)
     if values["batch_size"].present and values["global_batch_size"].value is not None:
         raise ValueError(
             f"give batch_size or global_batch_size, got both: {values.batch_size} per "
             f"replica and {values.global_batch_size} over all"
         )
-    return flags.make(Config, values)
+    try:
+        return flags.make(Config, values)
+    except ValueError as error:
+        # It may be of a setting that nobody has given.
+        if not recipes.RECIPES[values.recipe]:
+            raise
+        raise ValueError(f"{error} (recipe {values.recipe} sets the rest)") from None
+
+
+def read(args: Sequence[str]) -> FlagValues:
+    """Returns the flags of a command line, with the recipe's settings where none is given.
+
+    Raises:
+        ValueError: One line about the flag that is unknown or malformed.
+    """
+    values = flags.read(args, *KINDS)
+    flags.check(flags.make(recipes.Preset, values))
+    for name, value in recipes.RECIPES[values.recipe].items():
+        if not values[name].present:
+            values[name].value = value
+    return values
 
 
 @dataclasses.dataclass(frozen=True)

@@ -116,9 +116,9 @@ def make(kind: type[Settings], values: flags.FlagValues) -> Settings:
     return kind(**{f.name: values[f.name].value for f in _fields([kind])})
 
 
-def type_of(kind: type, name: str) -> Any:
-    """Returns the type of the setting `name` of a kind, that of its value if any."""
-    [field] = [field for field in _fields([kind]) if field.name == name]
+def type_of(name: str, *kinds: type) -> Any:
+    """Returns the type of the setting `name` of some kind, that of its value if any."""
+    [field] = [field for field in _fields(kinds) if field.name == name]
     return _type(field)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import keras
 
-from trainer import decoders, encoders, pretrained
+from trainer import decoders, encoders, folding, pretrained
 
 DECODERS = {"tutorial": decoders.tutorial, "light": decoders.light}
 
@@ -64,9 +64,10 @@ def build_unet(
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = train_encoder and train_encoder_batch_norm
             layer.synchronized = layer.trainable
+    # BatchNorm that is not trainable runs in inference mode whatever `training` is.
+    network = folding.fold(network)
 
     image = keras.Input((image_size, image_size, 3), name="image")
-    # BatchNorm that is not trainable runs in inference mode whatever `training` is.
     taps = network(pretrained.normalise(encoder, image))
     *skips, features = keras.tree.flatten(taps)  # (N, S/32, S/32, channels)
     logits = DECODERS[decoder](features, skips, num_classes)

@@ -36,9 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     process_start = _process_start()
     args = list(sys.argv[1:] if argv is None else argv)
     if flags.asks_for_help(args):
-        print(
-            f"Trains a U-Net for semantic segmentation.\n\n{flags.help_text(config.Config)}"
-        )
+        text = flags.help_text(*config.KINDS)
+        print(f"Trains a U-Net for semantic segmentation.\n\n{text}")
         return 0
     with contextlib.ExitStack() as held:
         return _run(args, process_start, held)

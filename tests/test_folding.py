@@ -1,0 +1,122 @@
+"""A convolution and its BatchNorm as one: the numbers and gradients of the two."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer import encoders, folding, pretrained
+
+SIZE = 32
+
+
+def plain(name="mobilenet_v2", weights="imagenet"):
+    """Returns an encoder whose BatchNorm is in inference mode, with other averages."""
+    network = pretrained.build(name, image_size=SIZE, weights=weights)
+    rng = np.random.default_rng(0)
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
+            if weights == "none":  # Else a norm would do nothing.
+                layer.set_weights(
+                    [rng.uniform(0.5, 1.5, v.shape) for v in layer.weights]
+                )
+    return network
+
+
+def images(count=2):
+    return tf.random.stateless_uniform((count, SIZE, SIZE, 3), (1, 2), -1, 1)
+
+
+def norms(network):
+    kind = keras.layers.BatchNormalization
+    return [layer for layer in network.layers if isinstance(layer, kind)]
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small", "resnet50"])
+def test_an_encoder_gives_the_same_numbers_and_gradients_folded(name):
+    weights = "imagenet" if name == encoders.DEFAULT else "none"
+    network = plain(name, weights)
+    folded = folding.fold(network)
+    assert norms(network) and not norms(folded)
+    paths = sorted(v.path for v in network.weights)
+    assert sorted(v.path for v in folded.weights) == paths
+    found = []
+    for each in (folded, network):
+        weights = sorted(each.trainable_weights, key=lambda v: v.path)
+        with tf.GradientTape() as tape:
+            taps = each(images(), training=True)
+            loss = tf.add_n([tf.reduce_mean(tf.square(tap)) for tap in taps])
+        found.append([*taps, *tape.gradient(loss, weights)])
+    assert len(found[0]) == len(found[1]) > 5
+    for ours, theirs in zip(*found, strict=True):
+        scale = np.abs(theirs).max()
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3 * scale + 1e-7)
+
+
+def test_a_norm_that_is_trained_stays_on_its_own():
+    network = pretrained.build("mobilenet_v2", image_size=SIZE, weights="none")
+    assert len(norms(folding.fold(network))) == len(norms(network)) > 40
+
+
+def chain(*layers):
+    """Returns a model of layers, one after the other; norms are not trained."""
+    x = image = keras.Input((SIZE, SIZE, 3))
+    for layer in layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
+        x = layer(x)
+    return image, x
+
+
+def test_a_convolution_that_others_read_too_stays_on_its_own():
+    conv = keras.layers.Conv2D(4, 3)
+    image, x = chain(conv, keras.layers.BatchNormalization())
+    for outputs in ([x, conv.output], [x + conv.output]):
+        model = keras.Model(image, outputs)
+        assert len(norms(folding.fold(model))) == 1
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        keras.layers.Conv2D(4, 3, strides=2, padding="same", bias_initializer="ones"),
+        keras.layers.Conv2D(4, 3, dilation_rate=2, use_bias=False),
+        keras.layers.DepthwiseConv2D(3, depth_multiplier=2, bias_initializer="ones"),
+    ],
+)
+def test_bias_stride_dilation_and_multiplier_are_those_of_the_convolution(conv):
+    network = keras.Model(*chain(conv, keras.layers.BatchNormalization()))
+    norm = norms(network)[0]
+    norm.set_weights(
+        [np.random.default_rng(0).uniform(0.5, 2, v.shape) for v in norm.weights]
+    )
+    folded = folding.fold(network)
+    assert not norms(folded)
+    np.testing.assert_allclose(folded(images()), network(images()), atol=1e-5)
+
+
+def test_weights_are_rounded_once_in_bfloat16():
+    """Folded in bfloat16, kernel and scale would be rounded before their product too."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        conv = keras.layers.Conv2D(4, 1, use_bias=False)
+        network = keras.Model(*chain(conv, keras.layers.BatchNormalization()))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    norm = norms(network)[0]
+    gamma = np.random.default_rng(0).uniform(0.5, 2, 4).astype(np.float32)
+    zero, one = np.zeros(4, np.float32), np.ones(4, np.float32)
+    norm.set_weights([gamma, zero, zero, one - norm.epsilon])
+    ours = folding.fold(network)(tf.ones((1, SIZE, SIZE, 3)))[0, 0, 0]
+    kernel = tf.cast(conv.get_weights()[0] * gamma, tf.bfloat16)
+    exact = tf.reduce_sum(tf.cast(kernel, tf.float32), (0, 1, 2))
+    np.testing.assert_allclose(tf.cast(ours, tf.float32), exact, rtol=2**-8)
+
+
+def test_a_folded_encoder_saved_whole_comes_back_with_its_numbers(tmp_path):
+    folded = folding.fold(plain())
+    folded.save(tmp_path / "encoder.keras")
+    again = keras.saving.load_model(tmp_path / "encoder.keras")
+    for ours, theirs in zip(again(images()), folded(images()), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)

@@ -1,0 +1,40 @@
+"""Recipes: settings to start from, in place of the defaults. No TensorFlow here."""
+
+import dataclasses
+from typing import Any
+
+from trainer.flags import setting
+
+# The defaults are TensorFlow's tutorial. The rest was chosen on validation data only,
+# of Oxford-IIIT Pet at 128 pixels: `benchmarks.quality` shows what it comes to.
+RECIPES: dict[str, dict[str, Any]] = {
+    "tutorial": {},
+    "best": dict(
+        train_encoder=True,
+        decoder="light",
+        crop_scale_min=0.55,
+        brightness=0.1,
+        contrast=0.2,
+        saturation=0.2,
+        batch_size=32,
+        loss="cross_entropy+0.5*dice",
+        optimizer="adamw",
+        weight_decay=1e-4,
+        schedule="cosine",
+        warmup_steps=200,
+        ema_decay=0.995,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+    """The recipe of a run."""
+
+    recipe: str = setting(
+        "Recipe",
+        "tutorial",
+        "Settings to start from; a flag given beside it wins. tutorial: the defaults "
+        "below, those of TensorFlow's tutorial; best: the better model in the same time.",
+        choices=tuple(RECIPES),
+    )
