@@ -74,7 +74,7 @@ def summary(
     for case, mine in rates.items():
         needed = [step_flops[case.encoder] * rate for rate in mine]
         fit = rates.get(Case("fit", case.encoder, "float32"))
-        ours = rates.get(case._replace(side="ours"))
+        ours = None if case.side == "ours" else rates.get(case._replace(side="ours"))
         found[case.name] = {
             **case._asdict(),
             "images_per_second": statistics.median(mine),

@@ -83,7 +83,13 @@ def fit(train_encoder: bool, policy: str, image: np.ndarray, mask: np.ndarray) -
     clock = tutorial.Clock()
 
     def turn(steps: int) -> tuple[float, None]:
-        unet.fit(dataset, steps_per_epoch=steps, verbose=0, callbacks=[clock])
+        unet.fit(
+            dataset,
+            steps_per_epoch=steps,
+            verbose=0,
+            shuffle=False,
+            callbacks=[clock],
+        )
         return clock.epochs[-1][1], None  # Its decoder starts with other weights.
 
     return turn
