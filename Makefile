@@ -14,6 +14,7 @@ BUILDER ?= $(shell docker info >/dev/null 2>&1 && echo docker || echo buildah)
 # Twice quiet: one line of ours says what happens, errors still show.
 # Not compiled: Python does that itself, of the few files that are ever imported.
 PIP = -m pip --disable-pip-version-check --no-input install -qq --no-compile
+DIGESTS = --require-hashes
 LOCK = $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe \
 	--no-header --no-emit-options --no-emit-index-url --no-emit-find-links \
 	--no-emit-trusted-host $(LOCK_FLAGS)
@@ -61,10 +62,13 @@ lock: install  ## Remake the lock files; newest versions: make lock LOCK_FLAGS=-
 	@$(LOCK) --output-file requirements-gcs.lock requirements-gcs.in
 	@$(LOCK) --output-file requirements-deploy.lock requirements-deploy.in
 	@$(LOCK) --output-file requirements-tpu.lock requirements-tpu.in
+	@$(filter-out --generate-hashes,$(LOCK)) \
+		--output-file requirements-torch.lock requirements-torch.in
+	@sed -i 's/^\(torch==[0-9.]*\)+[a-z0-9]*/\1/' requirements-torch.lock
 	@grep -c == requirements*.lock
 
 clean:  ## Remove the environments and the caches; runs are kept
-	rm -rf .venv .venv-gcs .venv-deploy .venv-tpu \
+	rm -rf .venv .venv-gcs .venv-deploy .venv-tpu .venv-torch \
 		.mypy_cache .pytest_cache .ruff_cache *.egg-info
 
 # Two stamps: a changed lock makes the environment anew, so that nothing of the old one
@@ -73,15 +77,19 @@ clean:  ## Remove the environments and the caches; runs are kept
 .venv/locked: requirements.lock
 .venv-gcs/locked: requirements-gcs.lock
 .venv-deploy/locked: requirements-deploy.lock
-# More than a gigabyte for one benchmark: `make install` leaves it out.
+# More than a gigabyte for one benchmark each: `make install` leaves them out.
 .venv-tpu/locked: requirements-tpu.lock
-.venv/locked .venv-gcs/locked .venv-deploy/locked .venv-tpu/locked:
+.venv-torch/locked: requirements-torch.lock
+# Without digests: a version of PyTorch has many builds, for CPUs alone and for each GPU's
+# libraries, and any of them will do here.
+.venv-torch/locked: DIGESTS =
+.venv/locked .venv-gcs/locked .venv-deploy/locked .venv-tpu/locked .venv-torch/locked:
 	@test -n "$(PYTHON)" || \
 		{ echo "No Python 3.11 to 3.13 found; name one: make install PYTHON=..."; exit 1; }
 	@echo "Making $(@D) with $$($(PYTHON) --version) ..."
 	@$(PYTHON) -m venv --clear $(@D)
 	@echo "Installing $$(grep -c == $<) packages from $<, about a minute ..."
-	@$(@D)/bin/python $(PIP) --require-hashes --use-pep517 --requirement $<
+	@$(@D)/bin/python $(PIP) $(DIGESTS) --use-pep517 --requirement $<
 	@touch $@
 
 .venv/installed: .venv/locked setup.py pyproject.toml

@@ -7,12 +7,10 @@ with random weights: what they are does not change the time.
 """
 
 import argparse
-import functools
 import json
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 from benchmarks import machine
 
@@ -26,26 +24,16 @@ def step_of(name: str, batch_size: int, image_size: int) -> tuple[Callable, int,
         image_size: S.
     """
     import numpy as np
-    import tensorflow as tf
 
-    from trainer import model, step
+    from benchmarks import step_tensorflow
+    from trainer import model
 
     unet = model.build_unet(
         image_size=image_size, num_classes=3, encoder=name, encoder_weights="none"
     )
-    recipe: dict[str, Any] = dict(name="adam", learning_rate=1e-3, schedule="constant")
-    recipe |= dict(warmup_steps=0, total_steps=1, weight_decay=0.0)
-    optimizer = step.make_optimizer(unet, **recipe)
-    strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
-    train_steps = step.make_train_steps(strategy, unet, optimizer)
-    rng = np.random.default_rng(0)
-    shape = (batch_size, image_size, image_size)
-    image = rng.integers(0, 256, (*shape, 3)).astype(np.uint8)
-    mask = rng.integers(0, 3, shape).astype(np.uint8)
-    batch = tf.data.Dataset.from_tensors((image, mask)).repeat()
-    batches = iter(strategy.experimental_distribute_dataset(batch))
+    image, mask = step_tensorflow.batch(batch_size, image_size)
+    take = step_tensorflow.train_steps(unet, image, mask)
     trained = sum(int(np.prod(v.shape)) for v in unet.trainable_variables)
-    take = functools.partial(train_steps, batches)
     return take, unet.count_params(), trained
 
 

@@ -362,6 +362,7 @@ def test_tensorflow_comes_with_an_extra_only():
         "requirements-gcs.lock",
         "requirements-deploy.lock",
         "requirements-tpu.lock",
+        "requirements-torch.lock",
         "requirements-image-cpu.lock",
         "requirements-image-gpu.lock",
         "requirements-image-tpu.lock",
