@@ -120,3 +120,41 @@ def test_a_folded_encoder_saved_whole_comes_back_with_its_numbers(tmp_path):
     again = keras.saving.load_model(tmp_path / "encoder.keras")
     for ours, theirs in zip(again(images()), folded(images()), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "padding", "kernel", "folds"),
+    [
+        (32, ((0, 1), (0, 1)), 3, True),
+        (32, ((1, 2), (1, 2)), 5, True),
+        (31, ((1, 1), (1, 1)), 3, True),
+        (32, ((1, 1), (1, 1)), 3, False),
+        (32, ((3, 3), (3, 3)), 7, False),
+        (32, ((0, 1), (1, 0)), 3, False),
+    ],
+)
+def test_padding_goes_into_the_convolution_where_it_is_that_of_same(
+    size, padding, kernel, folds
+):
+    image = keras.Input((size, size, 3))
+    pad = keras.layers.ZeroPadding2D(padding)
+    conv = keras.layers.DepthwiseConv2D(kernel, strides=2)
+    norm = keras.layers.BatchNormalization(trainable=False)
+    network = keras.Model(image, norm(conv(pad(image))))
+    folded = folding.fold(network)
+    assert not norms(folded)
+    kinds = [type(layer) for layer in folded.layers]
+    assert (keras.layers.ZeroPadding2D not in kinds) == folds
+    x = tf.random.stateless_uniform((2, size, size, 3), (1, 2))
+    assert folded.output_shape == network.output_shape
+    np.testing.assert_allclose(folded(x), network(x), atol=1e-5)
+
+
+def test_padding_that_others_read_too_stays():
+    image = keras.Input((SIZE, SIZE, 3))
+    padded = keras.layers.ZeroPadding2D(((0, 1), (0, 1)))(image)
+    x = keras.layers.Conv2D(4, 3, strides=2)(padded)
+    x = keras.layers.BatchNormalization(trainable=False)(x)
+    folded = folding.fold(keras.Model(image, [x, padded]))
+    assert not norms(folded)
+    assert [t.shape for t in folded(images())] == [(2, 16, 16, 4), (2, 33, 33, 3)]

@@ -1,7 +1,9 @@
-"""A BatchNorm in inference mode, folded into the convolution before it.
+"""A BatchNorm in inference mode, and padding, folded into the convolution between them.
 
 Letters: N images in a batch, H and W a map's height and width.
 """
+
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -17,6 +19,11 @@ class ConvNorm(keras.layers.Layer):
     kernel is scaled, which is small, and the bias goes into the convolution's own pass.
     That, and a clipping after it, TensorFlow makes one operation of on a CPU.
 
+    Args:
+        conv: The convolution.
+        norm: Its BatchNorm, in inference mode.
+        padding: Of the convolution, "valid" or "same".
+
     Source: Jacob et al. 2018, arXiv:1712.05877, section 3.2.
     """
 
@@ -24,12 +31,13 @@ class ConvNorm(keras.layers.Layer):
         self,
         conv: keras.layers.Conv2D | keras.layers.DepthwiseConv2D,
         norm: keras.layers.BatchNormalization,
+        padding: str,
         **kwargs,
     ) -> None:
         # Weights are read as they are, float32, and rounded when they are folded; the
         # maps are of the convolution's own precision.
         super().__init__(autocast=False, **{**kwargs, "dtype": "float32"})
-        self.conv, self.norm = conv, norm
+        self.conv, self.norm, self.padding = conv, norm, padding
         self.built = True
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
@@ -42,22 +50,31 @@ class ConvNorm(keras.layers.Layer):
             tf.cast(x, dtype),
             tf.cast(kernel, dtype),
             strides=conv.strides,
-            padding=conv.padding,
+            padding=self.padding,
             dilation_rate=conv.dilation_rate,
         )
         return tf.nn.bias_add(y, tf.cast(bias, dtype))
 
     def compute_output_spec(self, x: keras.KerasTensor) -> keras.KerasTensor:
         """Returns shape and dtype of what `call` returns."""
-        shape = self.conv.compute_output_shape(x.shape)
+        if self.padding == self.conv.padding:
+            shape = self.conv.compute_output_shape(x.shape)
+        else:  # Without the zeros, the convolution would not fit.
+            n, height, width, _ = x.shape
+            down, right = self.conv.strides
+            channels = self.norm.gamma.shape[0]
+            shape = (n, -(-height // down), -(-width // right), channels)
         return keras.KerasTensor(shape, self.conv.compute_dtype)
 
     def get_config(self) -> dict:
         """Returns what makes the layer again."""
         inner = {"conv": self.conv, "norm": self.norm}
         return super().get_config() | {
-            name: keras.saving.serialize_keras_object(layer)
-            for name, layer in inner.items()
+            "padding": self.padding,
+            **{
+                name: keras.saving.serialize_keras_object(layer)
+                for name, layer in inner.items()
+            },
         }
 
     @classmethod
@@ -73,39 +90,69 @@ class ConvNorm(keras.layers.Layer):
 def fold(network: keras.Model) -> keras.Model:
     """Returns the network with each convolution and the BatchNorm after it as one.
 
-    Its weights are those of the network. BatchNorm that is trained stays on its own.
+    Zeros that are padded before it, as TensorFlow's "same" would, it pads itself. Its
+    weights are those of the network. BatchNorm that is trained stays on its own.
     """
-    pairs = _pairs(network)
-    into = {id(conv) for conv in pairs.values()}
+    found = _found(network)
+    into = {id(layer) for pad, conv in found.values() for layer in (pad, conv)}
 
-    def call(layer: keras.layers.Layer, *args, **kwargs):
+    def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
         if id(layer) in into:
             return args[0]  # Its norm takes what it would have taken.
-        if conv := pairs.get(id(layer)):
-            return ConvNorm(conv, layer, name=conv.name)(args[0])
-        return layer(*args, **kwargs)
+        if id(layer) not in found:
+            return layer(*args, **kwargs)
+        pad, conv = found[id(layer)]
+        padding = "same" if pad else conv.padding
+        return ConvNorm(conv, layer, padding, name=conv.name)(args[0])
 
     return keras.models.clone_model(
         network, clone_function=lambda layer: layer, call_function=call
     )
 
 
-def _pairs(network: keras.Model) -> dict[int, keras.layers.Layer]:
-    """Returns the convolution of each BatchNorm, by the norm's id."""
-    made_by, readers = {}, {id(output): 1 for output in network.outputs}
+def _found(
+    network: keras.Model,
+) -> dict[int, tuple[keras.layers.Layer | None, keras.layers.Layer]]:
+    """Returns padding, if any, and convolution of each BatchNorm, by the norm's id."""
+    makers, readers = {}, {id(output): 1 for output in network.outputs}
     for operation in network.operations:
-        made_by[id(operation.output)] = operation
+        makers[id(operation.output)] = operation
         for tensor in keras.tree.flatten(operation.input):
             readers[id(tensor)] = readers.get(id(tensor), 0) + 1
-    pairs = {}
+
+    def before(layer: keras.layers.Layer) -> keras.layers.Layer | None:
+        """Returns what made a layer's input, if for this layer alone."""
+        return makers[id(layer.input)] if readers[id(layer.input)] == 1 else None
+
+    found = {}
     for norm in network.operations:
         if not isinstance(norm, keras.layers.BatchNormalization) or norm.trainable:
             continue
-        conv = made_by[id(norm.input)]
-        alone = readers[id(norm.input)] == 1
-        if type(conv) in CONVOLUTIONS and alone and norm.center and norm.scale:
-            pairs[id(norm)] = conv
-    return pairs
+        conv = before(norm)
+        if type(conv) in CONVOLUTIONS and norm.center and norm.scale:
+            pad = before(conv)
+            found[id(norm)] = pad if _is_same(pad, conv) else None, conv
+    return found
+
+
+def _is_same(pad: Any, conv: keras.layers.Layer) -> bool:
+    """Returns whether a layer pads for a convolution what "same" would.
+
+    Source: tf.nn's notes on padding: as little as gives one output for each stride, the
+    odd one at the end.
+    """
+    if not isinstance(pad, keras.layers.ZeroPadding2D) or conv.padding != "valid":
+        return False
+    if conv.dilation_rate != (1, 1):
+        return False
+    sides = zip(
+        pad.input.shape[1:3], conv.kernel_size, conv.strides, pad.padding, strict=True
+    )
+    for side, kernel, stride, (head, tail) in sides:
+        zeros = max((-(-side // stride) - 1) * stride + kernel - side, 0)
+        if (head, tail) != (zeros // 2, zeros - zeros // 2):
+            return False
+    return True
 
 
 def _folded(
