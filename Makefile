@@ -7,6 +7,10 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
 BIN = .venv/bin
 # The sample is small: more steps with fewer examples each, and an encoder that learns.
 SAMPLE_FLAGS = --job_dir=runs/sample --batch_size=16 --total_steps=240 --eval_every_steps=60
+# What the benchmarks read: photographs of full size with their trimaps, in folders
+# images and masks; the data set of benchmarks.scale_dataset.
+FOLDER ?= photographs
+DATA_DIR ?= tfds
 IMAGE ?= segtrainer
 VARIANT ?= cpu
 # docker where its engine runs, else buildah, which needs none.
@@ -20,7 +24,7 @@ LOCK = $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsaf
 	--no-emit-trusted-host $(LOCK_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test check format image lock clean
+.PHONY: help install train test check bench format image lock clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -38,6 +42,12 @@ check: install  ## Check format, lint, types and the Dockerfile
 	@$(BIN)/ruff check
 	@$(BIN)/mypy
 	@$(BIN)/hadolint Dockerfile
+
+bench: install .venv-torch/locked  ## Measure speed: make bench FOLDER=PHOTOGRAPHS DATA_DIR=TFDS
+	@$(BIN)/python -m benchmarks.step
+	@$(BIN)/python -m benchmarks.input --folder=$(FOLDER)
+	@$(BIN)/python -m benchmarks.start --data_dir=$(DATA_DIR)
+	@$(BIN)/python -m benchmarks.growth
 
 format: install  ## Format the code, mend what lint can mend
 	@$(BIN)/ruff format

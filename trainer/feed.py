@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from trainer import data
@@ -12,41 +13,44 @@ from trainer.dataset import Split
 from trainer.job import Job
 
 
-def train_batches(
-    job: Job, peek: int | None = None
-) -> Callable[[threading.Event], tf.data.Dataset]:
-    """Returns the stream of batches from the step the run is at to its end.
-
-    Args:
-        job: The run.
-        peek: Of so many examples, one batch of the first ones, which are not used up.
-    """
+def train_batches(job: Job) -> Callable[[threading.Event], tf.data.Dataset]:
+    """Returns the stream of batches from the step the run is at to its end."""
     settings, at = job.settings, job.state["step"]
     workers = job.workers
     left = (job.total_steps - at) * job.global_batch_size // workers.count
-    share: dict[str, int] = {}
-    if peek is None:
-        share = dict(
-            step_size=job.global_batch_size, worker=workers.index, workers=workers.count
-        )
 
     def batches(stop: threading.Event) -> tf.data.Dataset:
         return data.train_batches(
             job.dataset,
             job.examples["train"],
             image_size=settings.image_size,
-            batch_size=peek or job.batch_size,
+            batch_size=job.batch_size,
             seed=settings.seed,
             window=settings.shuffle_window,
             start=at * job.global_batch_size,
             augmentation=_augmentation(settings),
-            **share,
-            count=peek or left,
-            keep=peek is not None,
+            step_size=job.global_batch_size,
+            worker=workers.index,
+            workers=workers.count,
+            count=left,
             stop=stop,
         )
 
     return batches
+
+
+def first_examples(job: Job, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first images and masks of the order as the model will see them."""
+    settings = job.settings
+    return data.first_examples(
+        job.dataset,
+        job.examples["train"],
+        image_size=settings.image_size,
+        seed=settings.seed,
+        window=settings.shuffle_window,
+        augmentation=_augmentation(settings),
+        count=count,
+    )
 
 
 def eval_batches(

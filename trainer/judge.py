@@ -128,9 +128,11 @@ class Judge:
         job = self._job
         if self._reporter is None:
             return None
-        stream = feed.train_batches(job, peek=job.settings.num_pictures)
-        with data.iterator(stream) as batches:
-            image, mask = (part.numpy() for part in next(batches))
+        try:
+            image, mask = feed.first_examples(job, job.settings.num_pictures)
+        except data.ERRORS:
+            feed.explain(job)
+            raise
         names = list(job.dataset.class_names)
         drawn = pictures.panels(image, mask, None, names)
         return self._reporter.picture("augmented", drawn, 0)
