@@ -43,11 +43,12 @@ check: install  ## Check format, lint, types and the Dockerfile
 	@$(BIN)/mypy
 	@$(BIN)/hadolint Dockerfile
 
-bench: install .venv-torch/locked  ## Measure speed: make bench FOLDER=PHOTOGRAPHS DATA_DIR=TFDS
+bench: install .venv-torch/locked  ## Measure speed and quality: make bench FOLDER=PHOTOGRAPHS DATA_DIR=TFDS
 	@$(BIN)/python -m benchmarks.step
 	@$(BIN)/python -m benchmarks.input --folder=$(FOLDER)
 	@$(BIN)/python -m benchmarks.start --data_dir=$(DATA_DIR)
 	@$(BIN)/python -m benchmarks.growth
+	@$(BIN)/python -m benchmarks.quality --data_dir=$(DATA_DIR)
 
 format: install  ## Format the code, mend what lint can mend
 	@$(BIN)/ruff format
