@@ -168,9 +168,9 @@ def _add_bias(x: tf.Tensor, bias: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 class SyncBatchNorm(keras.layers.BatchNormalization):
     """BatchNorm over the examples of all replicas, the same on any number of them.
 
-    Keras' own synchronised form takes the variance as the mean of squares less the
-    square of the mean, and sums over examples and pixels at once; both round otherwise
-    on other replicas, and training blows such differences up.
+    Keras' own synchronised form sums over examples and pixels at once, which rounds
+    otherwise on other replicas, and training blows such differences up. It takes more
+    passes over memory, too.
     """
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
