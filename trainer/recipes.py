@@ -19,6 +19,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         batch_size=32,
         loss="cross_entropy+0.5*dice",
         optimizer="adamw",
+        encoder_learning_rate=3e-4,
         weight_decay=1e-4,
         schedule="cosine",
         warmup_steps=200,
