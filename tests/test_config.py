@@ -304,15 +304,21 @@ def test_a_recipe_is_its_flags_and_nothing_else(name):
 
 
 def test_a_flag_goes_before_the_recipe_even_with_the_default_value():
-    asked = ["--recipe=best", "--decoder=tutorial", "--notrain_encoder", "--epochs=3"]
-    settings = config.from_args(asked)
-    assert (settings.decoder, settings.train_encoder) == ("tutorial", False)
-    assert settings.epochs == 3 and settings.optimizer == "adamw"
+    settings = config.from_args(["--recipe=best", "--decoder=tutorial", "--epochs=3"])
+    assert (settings.decoder, settings.epochs) == ("tutorial", 3)
+    assert settings.optimizer == "adamw" and settings.train_encoder
 
 
-def test_what_a_recipe_sets_is_told_where_a_flag_is_in_conflict_with_it():
-    with pytest.raises(ValueError, match="weight_decay .*recipe best sets"):
-        config.from_args(["--recipe=best", "--optimizer=adam"])
+def test_what_needs_a_setting_that_a_flag_turns_off_is_left_out_of_the_recipe():
+    settings = config.from_args(["--recipe=best", "--notrain_encoder"])
+    assert settings.encoder_learning_rate is None and settings.weight_decay > 0
+    settings = config.from_args(["--recipe=best", "--optimizer=adam"])
+    assert settings.encoder_learning_rate and not settings.weight_decay
+    with pytest.raises(ValueError, match="^weight_decay needs optimizer adamw"):
+        config.from_args(["--recipe=best", "--optimizer=adam", "--weight_decay=0.1"])
+
+
+def test_a_recipe_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="^recipe must be one of tutorial, best"):
         config.from_args(["--recipe=better"])
 

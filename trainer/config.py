@@ -294,13 +294,7 @@ def from_args(args: Sequence[str]) -> Config:
             f"give batch_size or global_batch_size, got both: {values.batch_size} per "
             f"replica and {values.global_batch_size} over all"
         )
-    try:
-        return flags.make(Config, values)
-    except ValueError as error:
-        # It may be of a setting that nobody has given.
-        if not recipes.RECIPES[values.recipe]:
-            raise
-        raise ValueError(f"{error} (recipe {values.recipe} sets the rest)") from None
+    return flags.make(Config, values)
 
 
 def read(args: Sequence[str]) -> FlagValues:
@@ -312,7 +306,9 @@ def read(args: Sequence[str]) -> FlagValues:
     values = flags.read(args, *KINDS)
     flags.check(flags.make(recipes.Preset, values))
     for name, value in recipes.RECIPES[values.recipe].items():
-        if not values[name].present:
+        needed, as_this = recipes.NEEDS.get(name, (name, None))
+        turned_off = values[needed].present and values[needed].value != as_this
+        if not values[name].present and not turned_off:
             values[name].value = value
     return values
 
