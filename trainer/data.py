@@ -196,9 +196,8 @@ def train_batches(
         )
         return itertools.islice(endless, count)
 
-    ds = _decoded(dataset, examples, elements, image_size, stop)
     augmented = functools.partial(_augmented, seed, augmentation)
-    ds = ds.map(augmented, num_parallel_calls=CORES)
+    ds = _decoded(dataset, examples, elements, image_size, augmented, stop)
     ds = ds.batch(batch_size, drop_remainder=True)
     return untuned(ds.prefetch(2))
 
@@ -283,8 +282,7 @@ def eval_batches(
     ) -> tuple[tf.Tensor, tf.Tensor]:
         return image, tf.where(epoch == PADDING, tf.constant(IGNORED, mask.dtype), mask)
 
-    ds = _decoded(dataset, examples, elements, image_size, stop)
-    ds = ds.map(ignored, num_parallel_calls=CORES)
+    ds = _decoded(dataset, examples, elements, image_size, ignored, stop)
     ds = ds.batch(batch_size, drop_remainder=True)
     return untuned(ds.prefetch(2))
 
@@ -328,9 +326,20 @@ def _decoded(
     examples: Examples,
     elements: Callable[[], Iterator[tuple[int, int, bytes]]],
     image_size: int,
+    change: Callable[..., tuple[tf.Tensor, tf.Tensor]],
     stop: threading.Event | None,
 ) -> tf.data.Dataset:
-    """Returns (id, epoch, image, mask) of each element, from the cache where it is."""
+    """Returns image and mask of each element, from the cache where they are.
+
+    Args:
+        dataset: The data set.
+        examples: Their reader.
+        elements: Returns what there is: (id, epoch, serialized).
+        image_size: S, pixels.
+        change: (id, epoch, image, mask) -> the image and the mask to give; in the same
+            call of TensorFlow's as the decoding, for each call costs its own.
+        stop: Ends the stream when set.
+    """
     square = (image_size, image_size)
 
     def read(id: tf.Tensor, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -360,12 +369,8 @@ def _decoded(
             )
         else:
             image, mask = read(id, serialized)
-        return (
-            id,
-            epoch,
-            tf.ensure_shape(image, (*square, 3)),
-            tf.ensure_shape(mask, square),
-        )
+        image = tf.ensure_shape(image, (*square, 3))
+        return change(id, epoch, image, tf.ensure_shape(mask, square))
 
     def until_stopped() -> Iterator[tuple[int, int, bytes]]:
         for element in elements():
