@@ -107,7 +107,9 @@ def measure(data_dir: pathlib.Path, rounds: int, batches: int) -> dict[str, list
     with contextlib.ExitStack() as open_streams:
         streams = {"limit": iter(limit(list(opened.train.files)))}
         for kind, (cache, augmentation) in OURS.items():
-            examples = data.examples_of(opened, IMAGE_SIZE, cache)["train"]
+            size = data.train_size(IMAGE_SIZE, augmentation)
+            readers = data.examples_of(opened, IMAGE_SIZE, cache, train_size=size)
+            examples = readers["train"]
 
             def stream(stop, examples=examples, augmentation=augmentation):
                 return data.train_batches(

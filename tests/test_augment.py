@@ -196,3 +196,24 @@ def test_seeds_are_int32_and_the_same_for_tensors_and_numbers():
     np.testing.assert_array_equal(seed, augment.example_seed(1, *tensors))
     # A run that goes on after an upgrade must see the same pictures.
     np.testing.assert_array_equal(seed, [-92544939, 1528043550])
+
+
+def test_crops_are_cut_from_more_pixels_than_they_become():
+    assert augment.source_size(128, 1.0) == 128
+    side = augment.source_size(128, 0.5)
+    assert side == 171  # 128 / 0.75: as many pixels as a crop of mean side becomes.
+    image, mask = photo(side=side // 4 * 4)
+    new_image, new_mask = augmented(image, mask, (1, 2), crop_scale_min=0.5, size=128)
+    assert new_image.shape == (128, 128, 3) and new_mask.shape == (128, 128)
+
+
+def test_a_crop_of_more_pixels_shows_the_same_part():
+    stripes = np.indices((64, 64))[1].astype(np.uint8)  # Each column its number.
+    mask = np.zeros((64, 64), np.uint8)
+    image = np.repeat(stripes[..., np.newaxis], 3, axis=2)
+    large, small = (
+        augmented(image, mask, (5, 6), crop_scale_min=0.5, size=size)[0]
+        for size in (64, 32)
+    )
+    np.testing.assert_allclose(large[0, 0, 0], small[0, 0, 0], atol=1)
+    np.testing.assert_allclose(large[0, -1, 0], small[0, -1, 0], atol=1)

@@ -39,9 +39,15 @@ def open_shapes(data_dir, **settings):
     return dataset.open_dataset("shapes", data_dir=data_dir, **{**shapes, **settings})
 
 
+def train_reader(opened, cache, augmentation=ALL):
+    """Returns the reader of train as a run makes it."""
+    size = data.train_size(SIZE, augmentation)
+    return data.examples_of(opened, SIZE, cache, train_size=size)["train"]
+
+
 def train(opened, count, *, start=0, batch_size=4, cache="memory", augmentation=ALL):
     """Returns the first `count` images and masks of the stream from `start` on."""
-    examples = data.examples_of(opened, SIZE, cache)["train"]
+    examples = train_reader(opened, cache, augmentation)
 
     def stream(stop):
         return data.train_batches(
@@ -342,6 +348,23 @@ def test_train_and_its_cut_share_the_cache_and_test_has_none(pets):
     assert not any(reader.cached for reader in readers.values())
 
 
+def test_where_training_crops_it_keeps_more_pixels_and_validation_its_own(pets):
+    opened = open_pets(pets(6))
+    size = data.train_size(SIZE, ALL)
+    assert size > SIZE and data.train_size(SIZE, None) == SIZE
+    readers = data.examples_of(opened, SIZE, "memory", train_size=size)
+    assert readers["train"] is not readers["val"]
+    plain = data.examples_of(opened, SIZE, "none")["val"]
+    for _ in range(2):  # The second time from the cache.
+        ours, theirs = (
+            evaluated(opened, "val", batch_size=2, examples=examples)
+            for examples in (readers["val"], plain)
+        )
+        for one, other in zip(ours, theirs, strict=True):
+            for part, same in zip(one, other, strict=True):
+                np.testing.assert_array_equal(part, same)
+
+
 @pytest.mark.parametrize(("free", "cached"), [(10**9, True), (10**4, False)])
 def test_cache_auto_takes_memory_where_the_examples_fit(
     pets, monkeypatch, free, cached
@@ -449,7 +472,7 @@ def test_no_stream_is_tuned_by_a_thread_that_its_deletion_waits_for(pets, monkey
 @pytest.mark.parametrize("cache", ["memory", "none"])
 def test_a_look_ahead_sees_what_comes_and_changes_nothing(pets, cache):
     opened = open_pets(pets(8, shards=2))
-    examples = data.examples_of(opened, SIZE, cache)["train"]
+    examples = train_reader(opened, cache)
 
     order = dict(image_size=SIZE, seed=3, window=1000, augmentation=ALL)
     looked_at = data.first_examples(opened, examples, count=3, **order)

@@ -96,7 +96,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "colophon": {"config", "tables"},
     "gallery": {"metrics", "overlay", "pictures", "tables"},
     "tables": {"pictures"},
-    "feed": {"config", "data", "dataset", "job"},
+    "feed": {"data", "dataset", "job"},
     "job": {
         *("averaging", "checkpoint", "cluster", "config", "data", "dataset"),
         *("distribution", "examples", "metrics", "objective", "report", "same_run"),

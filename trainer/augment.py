@@ -16,6 +16,19 @@ FLIP, SIDE, ASPECT, TOP, LEFT, BRIGHTNESS, CONTRAST, SATURATION, HUE = range(9)
 ASPECT_MAX = 4 / 3
 
 
+def source_size(size: int, crop_scale_min: float) -> int:
+    """Returns the side, pixels, to keep examples at that crops are cut from.
+
+    A crop of mean side then has about the pixels it is resized to: cut from less, it
+    would be blurred as no example is that is judged, its mask's borders in stairs.
+
+    Args:
+        size: Side that crops are resized to, pixels.
+        crop_scale_min: See `augment`.
+    """
+    return round(size / ((1 + crop_scale_min) / 2))
+
+
 def example_seed(
     seed: int, epoch: int | tf.Tensor, example_id: int | tf.Tensor
 ) -> tf.Tensor:
@@ -46,6 +59,7 @@ def augment(
     contrast: float,
     saturation: float,
     hue: float,
+    size: int | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the example as it might also have been photographed.
 
@@ -61,6 +75,7 @@ def augment(
         contrast: Most by which the contrast factor differs from 1, in [0, 1].
         saturation: Most by which the saturation factor differs from 1, in [0, 1].
         hue: Most that the hue turns, as a fraction of the circle in [0, 0.5].
+        size: Side that crops are resized to, pixels; S when absent.
 
     Returns:
         The image (S, S, 3) uint8 and its mask (S, S) of the dtype it had; the mask
@@ -83,8 +98,10 @@ def augment(
     image = tf.cast(image, tf.float32)  # 0..255
     if crop:
         box = _crop_box(draws, crop_scale_min)
-        image = _resample(image, box, "bilinear")
-        values = _resample(tf.cast(mask, tf.float32)[..., tf.newaxis], box, "nearest")
+        size = size or image.shape[0]
+        image = _resample(image, box, "bilinear", size)
+        values = tf.cast(mask, tf.float32)[..., tf.newaxis]
+        values = _resample(values, box, "nearest", size)
         mask = tf.cast(values[..., 0], mask.dtype)
     if colours:
         image = _recolour(image, draws, brightness, contrast, saturation, hue)
@@ -102,13 +119,13 @@ def _crop_box(draws: tf.Tensor, scale_min: float) -> tf.Tensor:
     return tf.stack([top, left, top + height, left + width])
 
 
-def _resample(values: tf.Tensor, box: tf.Tensor, method: str) -> tf.Tensor:
-    """Returns the box of (S, S, K) float32 values, resized back to (S, S, K)."""
+def _resample(values: tf.Tensor, box: tf.Tensor, method: str, size: int) -> tf.Tensor:
+    """Returns the box of (S, S, K) float32 values as (size, size, K)."""
     # One grid of points for image and mask: they cannot move against each other.
     # A box that rounding put past the edge would be filled with black.
     box = tf.clip_by_value(box, 0, 1)
     return tf.image.crop_and_resize(
-        values[tf.newaxis], box[tf.newaxis], [0], values.shape[:2], method
+        values[tf.newaxis], box[tf.newaxis], [0], (size, size), method
     )[0]
 
 

@@ -56,7 +56,7 @@ def by_frequency(pixels: list[int]) -> list[float]:
 
 
 def _pixels(job: Job, check: Callable[[], None]) -> list[int]:
-    """Returns how many pixels of train, at the model's size, each class has."""
+    """Returns how many pixels of train, as it is decoded, each class has."""
     split, workers = job.dataset.train, job.workers
     replicas = job.strategy.num_replicas_in_sync // workers.count
     most = math.ceil(len(split.ids) / workers.count)  # Examples of a worker.

@@ -39,9 +39,14 @@ CHUNK = 8
 
 
 def examples_of(
-    dataset: Dataset, image_size: int, cache: str, worker: int = 0, workers: int = 1
+    dataset: Dataset,
+    image_size: int,
+    cache: str,
+    worker: int = 0,
+    workers: int = 1,
+    train_size: int | None = None,
 ) -> dict[str, Examples]:
-    """Returns the reader of each split; train and its cut share one.
+    """Returns the reader of each split; train and its cut of one size share one.
 
     Args:
         dataset: The data set.
@@ -50,20 +55,25 @@ def examples_of(
             most `CACHE_SHARE` of what is free. Test is read once and never kept.
         worker: Number of this worker.
         workers: How many share the examples.
+        train_size: Of `train_size`; S when absent.
     """
-    num_bytes = (len(dataset.train.ids) + len(dataset.val.ids)) * image_size**2 * 4
+    train_size = train_size or image_size
+    num_pixels = len(dataset.train.ids) * train_size**2
+    num_pixels += len(dataset.val.ids) * image_size**2
+    num_bytes = 4 * num_pixels
     if cache == "auto":
         fits = num_bytes <= CACHE_SHARE * psutil.virtual_memory().available
         cache = "memory" if fits else "none"
-    size = image_size if cache == "memory" else None
+    cached = cache == "memory"
 
     def reader(split: Split, size: int | None) -> Examples:
-        return Examples(split.files, split.file_lengths, size)
+        return Examples(split.files, split.file_lengths, size if cached else None)
 
-    readers = {"train": reader(dataset.train, size)}
-    shared = dataset.val.files == dataset.train.files and size is not None
-    readers["val"] = readers["train"] if shared else reader(dataset.val, size)
-    if size is not None:
+    readers = {"train": reader(dataset.train, train_size)}
+    alike = dataset.val.files == dataset.train.files and train_size == image_size
+    shared = alike and cached
+    readers["val"] = readers["train"] if shared else reader(dataset.val, image_size)
+    if cached:
         train, val = (
             np.array_split(split.ids, workers)[worker]
             for split in (dataset.train, dataset.val)
@@ -196,8 +206,9 @@ def train_batches(
         )
         return itertools.islice(endless, count)
 
-    augmented = functools.partial(_augmented, seed, augmentation)
-    ds = _decoded(dataset, examples, elements, image_size, augmented, stop)
+    augmented = functools.partial(_augmented, seed, augmentation, image_size)
+    size = train_size(image_size, augmentation)
+    ds = _decoded(dataset, examples, elements, size, augmented, stop)
     ds = ds.batch(batch_size, drop_remainder=True)
     return untuned(ds.prefetch(2))
 
@@ -219,28 +230,36 @@ def first_examples(
     Returns:
         Image (N, S, S, 3) uint8 and mask (N, S, S) uint8, N as `count` says.
     """
-    seen = []
+    seen, size = [], train_size(image_size, augmentation)
     endless = train_elements(
         dataset.train, examples, seed=seed, window=window, start=0, keep=True
     )
     with tf.device("cpu"):  # Where streams live.
         for id, epoch, serialized in itertools.islice(endless, count):
             image, mask = (
-                decode(dataset, tf.constant(serialized), image_size)
+                decode(dataset, tf.constant(serialized), size)
                 if serialized
                 else map(tf.constant, examples.get(id))
             )
             example = _augmented(
-                seed, augmentation, tf.constant(id), epoch, image, mask
+                seed, augmentation, image_size, tf.constant(id), epoch, image, mask
             )
             seen.append([part.numpy() for part in example])
     image, mask = (np.stack(part) for part in zip(*seen, strict=True))
     return image, mask
 
 
+def train_size(image_size: int, augmentation: dict[str, Any] | None) -> int:
+    """Returns the side that training examples are decoded to."""
+    if augmentation is None:
+        return image_size
+    return augment.source_size(image_size, augmentation["crop_scale_min"])
+
+
 def _augmented(
     seed: int,
     augmentation: dict[str, Any] | None,
+    image_size: int,
     id: tf.Tensor,
     epoch: tf.Tensor | int,
     image: tf.Tensor,
@@ -250,7 +269,7 @@ def _augmented(
     if augmentation is None:
         return image, mask
     example_seed = augment.example_seed(seed, epoch, id)
-    return augment.augment(image, mask, example_seed, **augmentation)
+    return augment.augment(image, mask, example_seed, size=image_size, **augmentation)
 
 
 def eval_batches(

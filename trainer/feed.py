@@ -2,15 +2,13 @@
 
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from trainer import data
-from trainer.config import Config
 from trainer.dataset import Split
-from trainer.job import Job
+from trainer.job import Job, augmentation
 
 
 def train_batches(job: Job) -> Callable[[threading.Event], tf.data.Dataset]:
@@ -28,7 +26,7 @@ def train_batches(job: Job) -> Callable[[threading.Event], tf.data.Dataset]:
             seed=settings.seed,
             window=settings.shuffle_window,
             start=at * job.global_batch_size,
-            augmentation=_augmentation(settings),
+            augmentation=augmentation(settings),
             step_size=job.global_batch_size,
             worker=workers.index,
             workers=workers.count,
@@ -48,7 +46,7 @@ def first_examples(job: Job, count: int) -> tuple[np.ndarray, np.ndarray]:
         image_size=settings.image_size,
         seed=settings.seed,
         window=settings.shuffle_window,
-        augmentation=_augmentation(settings),
+        augmentation=augmentation(settings),
         count=count,
     )
 
@@ -66,7 +64,10 @@ def eval_batches(
         turns: At each of which every replica of this worker gets a batch of the
             worker's part; of all of the split, for a single replica, when absent.
     """
-    workers, share = job.workers, {}
+    settings, workers, share = job.settings, job.workers, {}
+    size = settings.image_size
+    if name == "train":
+        size = data.train_size(size, augmentation(settings))
     if turns is not None:
         replicas = job.strategy.num_replicas_in_sync // workers.count
         share = dict(
@@ -78,7 +79,7 @@ def eval_batches(
             job.dataset,
             split,
             job.examples[name],
-            image_size=job.settings.image_size,
+            image_size=size,
             batch_size=batch_size,
             **share,
             stop=stop,
@@ -100,17 +101,3 @@ def explain(job: Job) -> None:
         workers=job.workers.count,
     )
     data.explain(job.dataset, job.examples["train"], elements)
-
-
-def _augmentation(settings: Config) -> dict[str, Any] | None:
-    """Returns the arguments of `augment.augment`; nothing where it is off."""
-    if not settings.augment:
-        return None
-    return dict(
-        flip=settings.flip,
-        crop_scale_min=settings.crop_scale_min,
-        brightness=settings.brightness,
-        contrast=settings.contrast,
-        saturation=settings.saturation,
-        hue=settings.hue,
-    )

@@ -93,6 +93,20 @@ def new_state(settings: config.Config, examples: list[int]) -> dict[str, Any]:
     }
 
 
+def augmentation(settings: config.Config) -> dict[str, Any] | None:
+    """Returns the arguments of `augment.augment`; nothing where it is off."""
+    if not settings.augment:
+        return None
+    return dict(
+        flip=settings.flip,
+        crop_scale_min=settings.crop_scale_min,
+        brightness=settings.brightness,
+        contrast=settings.contrast,
+        saturation=settings.saturation,
+        hue=settings.hue,
+    )
+
+
 def prepare(
     settings: config.Config,
     directories: config.Directories,
@@ -205,7 +219,12 @@ def prepare(
         workers=workers,
         dataset=opened,
         examples=data.examples_of(
-            opened, settings.image_size, settings.cache, workers.index, workers.count
+            opened,
+            settings.image_size,
+            settings.cache,
+            workers.index,
+            workers.count,
+            data.train_size(settings.image_size, augmentation(settings)),
         ),
         model=unet,
         optimizer=optimizer,
