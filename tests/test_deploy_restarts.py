@@ -80,10 +80,13 @@ def test_a_process_that_is_killed_has_the_code_that_a_shell_gives_it(job):
     assert job("kill -9 $$", disable_retries=True).run() == 137
 
 
-def test_all_are_started_again_with_one_where_that_is_asked_for(job):
+def test_all_are_started_again_with_one_where_that_is_asked_for(job, tmp_path):
+    # Neither goes on before the other has begun as often: it would not be counted.
+    begun = [f'until [ "$(wc -l < {tmp_path}/{index})" = ' for index in (0, 1)]
     scripts = (
-        "[ $N = 3 ] && exit 0; exec sleep 600",
-        "[ $N -lt 3 ] && exit 1; sleep 9",
+        begun[1] + "3 ]; do sleep 0.02; done 2>/dev/null",
+        begun[0] + "$N ]; do sleep 0.02; done 2>/dev/null; "
+        "[ $N -lt 3 ] && exit 1; exec sleep 600",
     )
     assert job(*scripts, restart_all=True).run() == 0
     assert (job.starts(0), job.starts(1)) == (3, 3)

@@ -398,33 +398,49 @@ def _decoded(
             yield element
 
     ds = tf.data.Dataset.from_generator(
-        lambda: _chunks(until_stopped()),
+        lambda: _chunks(until_stopped(), examples.cached),
         output_signature=(
             tf.TensorSpec((None,), tf.int64),
             tf.TensorSpec((None,), tf.int64),
             tf.TensorSpec((None,), tf.string),
         ),
     )
-    ds = ds.prefetch(1).unbatch()  # (id, epoch, serialized)
-    return ds.map(load, num_parallel_calls=CORES)
+    if not examples.cached:
+        ds = ds.prefetch(1)
+    ds = ds.unbatch()  # (id, epoch, serialized)
+    # Made one with the batching, the map would begin an example before the one that is
+    # `CORES` places ahead of it is done: see `_chunks`.
+    options = tf.data.Options()
+    options.experimental_optimization.map_and_batch_fusion = False
+    return ds.map(load, num_parallel_calls=CORES).with_options(options)
 
 
-def _chunks(elements: Iterator[tuple[int, int, bytes]]) -> Iterator[tuple[list, ...]]:
-    """Yields ids, epochs and serialized of `CHUNK` elements, of fewer in the end.
+def _chunks(
+    elements: Iterator[tuple[int, int, bytes]], kept: bool
+) -> Iterator[tuple[list, ...]]:
+    """Yields ids, epochs and serialized of up to `CHUNK` elements.
 
     What is read before a damaged file comes before the error, too.
+
+    Args:
+        elements: (id, epoch, serialized).
+        kept: Whether what is decoded is kept. Then elements go one by one until all that
+            were to be decoded are: one that is asked for before would be decoded twice.
     """
+    chunk: list[tuple[int, int, bytes]] = []
+    under_way = 0  # At most; as many as are decoded at once.
     failed: ValueError | tf.errors.OpError | None = None
-    while failed is None:
-        chunk: list[tuple[int, int, bytes]] = []
-        try:
-            chunk.extend(itertools.islice(elements, CHUNK))
-        except (ValueError, *ERRORS) as error:
-            failed = error
-        if chunk:
-            yield tuple(map(list, zip(*chunk, strict=True)))
-        if len(chunk) < CHUNK:
-            break
+    try:
+        for element in elements:
+            chunk.append(element)
+            under_way = CORES if kept and element[2] else max(under_way - 1, 0)
+            if under_way or len(chunk) == CHUNK:
+                yield tuple(map(list, zip(*chunk, strict=True)))
+                chunk = []
+    except (ValueError, *ERRORS) as error:
+        failed = error
+    if chunk:
+        yield tuple(map(list, zip(*chunk, strict=True)))
     if failed is not None:
         raise failed
 

@@ -27,8 +27,7 @@ class Examples:
     """The examples of a list of TFRecord files.
 
     A file is read from head to tail; what is wanted later is held back, serialized,
-    until it is used. With a cache, each example is read once; decoded too, but for those
-    few that are asked for again while they are on their way.
+    until it is used. With a cache, each example is read and decoded once.
 
     Args:
         files: Paths, local or gs://.

@@ -42,6 +42,7 @@ class Preset:
         "Recipe",
         "tutorial",
         "Settings to start from; a flag given beside it wins. tutorial: the defaults "
-        "below, those of TensorFlow's tutorial; best: the better model in the same time.",
+        "below, those of TensorFlow's tutorial; best: better ones, chosen on validation "
+        "data.",
         choices=tuple(RECIPES),
     )
