@@ -428,12 +428,12 @@ def _chunks(
             were to be decoded are: one that is asked for before would be decoded twice.
     """
     chunk: list[tuple[int, int, bytes]] = []
-    under_way = 0  # At most; as many as are decoded at once.
+    under_way = 0  # Places until the last to be decoded is, as many at once as cores.
     failed: ValueError | tf.errors.OpError | None = None
     try:
         for element in elements:
             chunk.append(element)
-            under_way = CORES if kept and element[2] else max(under_way - 1, 0)
+            under_way = CORES + 1 if kept and element[2] else max(under_way - 1, 0)
             if under_way or len(chunk) == CHUNK:
                 yield tuple(map(list, zip(*chunk, strict=True)))
                 chunk = []
