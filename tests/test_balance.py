@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import balance, checkpoint, config, data, job, step, task
+from trainer import balance, checkpoint, config, data, job, records, step, task
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_each_pixel_of_train_that_counts_is_counted_once(
     train, expected = run.dataset.train, np.zeros(256, int)
     reader = data.examples_of(run.dataset, 32, "none")["train"]
     for id in train.ids.tolist():
-        _, mask = data.decode(run.dataset, tf.constant(reader.serialized(id)), 32)
+        _, mask = records.decode(run.dataset, tf.constant(reader.serialized(id)), 32)
         expected += np.bincount(mask.numpy().ravel(), minlength=256)
     assert len(train.ids) == 5 and expected[255] and expected[:2].all()
     found = balance.class_weights(run, lambda: None)

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from trainer import data, dataset, order
+from trainer import data, dataset, order, records
 from trainer.examples import Examples
 
 SIZE = 32
@@ -121,7 +121,7 @@ def test_resized_mask_holds_stored_ids_of_the_nearest_pixels(pets):
     height, width = stored.shape[:2]
     rows = ((np.arange(SIZE) + 0.5) * height / SIZE).astype(int)
     columns = ((np.arange(SIZE) + 0.5) * width / SIZE).astype(int)
-    _, mask = data.decode(opened, record, SIZE)
+    _, mask = records.decode(opened, record, SIZE)
     np.testing.assert_array_equal(mask, stored[rows][:, columns, 0] - 1)
 
 
@@ -129,7 +129,7 @@ def test_resized_image_is_the_bilinear_one_rounded(pets):
     opened = open_pets(pets(4))
     record = data.examples_of(opened, SIZE, "none")["test"].serialized(0)
     stored = opened.features.deserialize_example(record)["image"]
-    image, _ = data.decode(opened, record, SIZE)
+    image, _ = records.decode(opened, record, SIZE)
     expected = tf.image.resize(stored, (SIZE, SIZE), method="bilinear")
     assert np.abs(image.numpy() - expected.numpy()).max() <= 0.501
 
@@ -152,7 +152,7 @@ def test_ignored_id_becomes_255_and_the_others_class_ids(shapes):
         train(opened, 4),
         evaluated(opened, "test", batch_size=4)[0],
     ):
-        assert set(np.unique(mask)) == {0, 1, data.IGNORED}
+        assert set(np.unique(mask)) == {0, 1, records.IGNORED}
 
 
 def test_ignored_id_within_the_classes_becomes_255(pets):
@@ -165,12 +165,12 @@ def test_ignored_id_within_the_classes_becomes_255(pets):
 
 def rewrite(file, index, change):
     """Changes one stored example: `change` gets its features by name."""
-    records = list(tf.data.TFRecordDataset(file).as_numpy_iterator())
-    example = tf.train.Example.FromString(records[index])
+    stored = list(tf.data.TFRecordDataset(file).as_numpy_iterator())
+    example = tf.train.Example.FromString(stored[index])
     change(example.features.feature)
-    records[index] = example.SerializeToString()
+    stored[index] = example.SerializeToString()
     with tf.io.TFRecordWriter(file) as writer:
-        for record in records:
+        for record in stored:
             writer.write(record)
 
 
@@ -203,7 +203,7 @@ def test_stream_holds_the_examples_of_the_order(pets):
     image, mask = train(opened, 20, augmentation=None)
     examples = data.examples_of(opened, SIZE, "none")["train"]
     for id, one_image, one_mask in zip(ids_of(opened, 20), image, mask, strict=True):
-        expected = data.decode(opened, examples.serialized(id), SIZE)
+        expected = records.decode(opened, examples.serialized(id), SIZE)
         np.testing.assert_array_equal(one_image, expected[0])
         np.testing.assert_array_equal(one_mask, expected[1])
 
@@ -341,7 +341,7 @@ def test_ids_of_no_class_are_seen(pets, offset, ignored, ids, sound):
         open_pets(pets(4)), mask_offset=offset, ignore_id=ignored
     )
     stored = tf.constant(ids, tf.uint8, (1, 2, 1))
-    assert bool(data._in_range(opened, stored)) is sound
+    assert bool(records._in_range(opened, stored)) is sound
 
 
 def test_train_and_its_cut_share_the_cache_and_test_has_none(pets):
@@ -396,12 +396,12 @@ def test_every_example_is_evaluated_once_and_padding_is_ignored(
         batches = evaluated(opened, "val", batch_size=2, replicas=2, examples=examples)
         assert len(batches) == -(-num_examples // 4) * 2
         image, mask = (np.concatenate(part) for part in zip(*batches, strict=True))
-        counted = (mask != data.IGNORED).any(axis=(1, 2))
+        counted = (mask != records.IGNORED).any(axis=(1, 2))
         assert counted.tolist() == [True] * num_examples + [False] * (
             len(mask) - num_examples
         )
         expected = [
-            data.decode(opened, record, SIZE)
+            records.decode(opened, record, SIZE)
             for record in tf.data.TFRecordDataset(opened.val.files).take(num_examples)
         ]
         for i, (one_image, one_mask) in enumerate(expected):
@@ -454,7 +454,7 @@ def test_a_bad_training_example_stops_the_stream_and_is_named(
     elements = data.train_elements(opened.train, examples, seed=3, window=1000, start=0)
     where = f"example 2 of {opened.train.files[1]}"
     with pytest.raises(ValueError, match=words) as refusal:
-        data.explain(opened, examples, elements)
+        records.explain(opened, examples, elements)
     assert where in str(refusal.value) and "\n" not in str(refusal.value)
 
 
@@ -506,7 +506,7 @@ def test_a_bad_example_is_named_in_a_split_larger_than_train(pets):
     examples = data.examples_of(opened, SIZE, "none")["test"]
     elements = data.eval_elements(opened.test, examples)
     with pytest.raises(ValueError, match=f"example 5 of {opened.test.files[-1]}"):
-        data.explain(opened, examples, elements)
+        records.explain(opened, examples, elements)
 
 
 def test_ids_of_a_refusal_are_stored_ones_with_the_ignored_id(shapes):
@@ -514,7 +514,7 @@ def test_ids_of_a_refusal_are_stored_ones_with_the_ignored_id(shapes):
     examples = data.examples_of(opened, SIZE, "none")["test"]
     elements = data.eval_elements(opened.test, examples)
     with pytest.raises(ValueError, match=r"mask ids 0\.\.1 or 254, got \[0, 1, 255\]"):
-        data.explain(opened, examples, elements)
+        records.explain(opened, examples, elements)
 
 
 def test_a_file_cut_short_stops_the_stream_and_is_named(pets):
@@ -526,14 +526,14 @@ def test_a_file_cut_short_stops_the_stream_and_is_named(pets):
     examples = data.examples_of(opened, SIZE, "memory")["train"]
     elements = data.train_elements(opened.train, examples, seed=3, window=1000, start=0)
     with pytest.raises(ValueError, match=f"{opened.train.files[1]} cannot be read"):
-        data.explain(opened, examples, elements)
+        records.explain(opened, examples, elements)
 
 
 def test_sound_examples_are_not_complained_of(pets):
     opened = open_pets(pets(6))
     examples = data.examples_of(opened, SIZE, "none")["train"]
     elements = data.train_elements(opened.train, examples, seed=3, window=1000, start=0)
-    data.explain(opened, examples, elements)
+    records.explain(opened, examples, elements)
 
 
 # ---------------------------------------------------------------------------

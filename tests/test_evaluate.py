@@ -14,13 +14,13 @@ from PIL import Image
 from trainer import (
     boundaries,
     checkpoint,
-    data,
     dataset,
     evaluate,
     inference,
     metrics,
     model,
     pipeline,
+    records,
     scoring,
     task,
     trained,
@@ -73,7 +73,9 @@ def stored(run: pathlib.Path, split: str = "test"):
     part = getattr(of, split)
     examples = Examples(part.files, part.file_lengths, None)
     for id in part.ids:
-        image, mask = data.decode_whole(of, tf.constant(examples.serialized(int(id))))
+        image, mask = records.decode_whole(
+            of, tf.constant(examples.serialized(int(id)))
+        )
         yield image.numpy(), mask.numpy()[..., 0]
 
 
@@ -350,9 +352,9 @@ def test_a_damaged_example_stops_it_and_is_named(run, tmp_path, capsys):
     source = str(trained.load(str(run)).settings.data_dir)
     moved = pathlib.Path(shutil.copytree(source, tmp_path / "moved"))
     [file, *_] = sorted(moved.rglob("*-test.tfrecord-*"))
-    records = list(tf.data.TFRecordDataset(str(file)).as_numpy_iterator())
+    found = list(tf.data.TFRecordDataset(str(file)).as_numpy_iterator())
     with tf.io.TFRecordWriter(str(file)) as writer:
-        for index, record in enumerate(records):
+        for index, record in enumerate(found):
             cut = record.replace(b"IDAT", b"IDXX") if index == 1 else record
             writer.write(cut)
     capsys.readouterr()

@@ -6,7 +6,15 @@ import pytest
 import tensorflow as tf
 
 from tests import runs
-from trainer import data, dataset, distribution, evaluation_step, metrics, model
+from trainer import (
+    data,
+    dataset,
+    distribution,
+    evaluation_step,
+    metrics,
+    model,
+    records,
+)
 
 SIZE = 32
 NAMES = ["ground", "disc"]
@@ -72,7 +80,7 @@ def by_hand(opened, network):
     examples = data.examples_of(opened, SIZE, "none")["test"]
     confusion, loss = np.zeros((2, 2), np.int64), 0.0
     for id in range(TEST_EXAMPLES):
-        image, mask = data.decode(opened, examples.serialized(id), SIZE)
+        image, mask = records.decode(opened, examples.serialized(id), SIZE)
         logits = network(tf.cast(image, tf.float32)[None], training=False)[0].numpy()
         mask, prediction = mask.numpy(), logits.argmax(axis=-1)
         logits = logits.astype(np.float64)

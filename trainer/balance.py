@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from absl import logging
 
-from trainer import data, feed, objective
+from trainer import data, feed, objective, records
 from trainer.job import Job
 
 
@@ -71,10 +71,10 @@ def _pixels(job: Job, check: Callable[[], None]) -> list[int]:
             for _, mask in batches:
                 counts += np.bincount(mask.numpy().ravel(), minlength=256)
                 check()
-    except data.ERRORS:
+    except records.ERRORS:
         elements = data.eval_elements(
             split, job.examples["train"], worker=workers.index, workers=workers.count
         )
-        data.explain(job.dataset, job.examples["train"], elements)
+        records.explain(job.dataset, job.examples["train"], elements)
         raise
     return workers.totals(*counts[: len(job.dataset.class_names)].tolist())

@@ -17,20 +17,12 @@ import numpy as np
 import psutil
 import tensorflow as tf
 
-from trainer import augment, order, resizing
+from trainer import augment, order, records
 from trainer.dataset import Dataset, Split
 from trainer.examples import Examples, untuned
 
-IGNORED = 255  # Class id of pixels that count nowhere.
 CORES = os.cpu_count() or 1
 CACHE_SHARE = 0.25  # Of the memory that is free, what --cache=auto may take.
-# What reading a damaged file or example ends in.
-ERRORS = (
-    tf.errors.InvalidArgumentError,
-    tf.errors.DataLossError,
-    tf.errors.NotFoundError,
-    tf.errors.UnknownError,
-)
 DRAIN_TURNS = 1000  # More than any stream has under way when it is stopped.
 PADDING = -1  # In the place of the epoch: an example that fills a batch only.
 # Elements that TensorFlow takes from Python at once: each time costs a third of a
@@ -189,7 +181,7 @@ def train_batches(
         stop: Ends the stream when set; see `iterator`.
 
     Returns:
-        Batches of image (N, S, S, 3) uint8 and mask (N, S, S) uint8, `IGNORED` or a
+        Batches of image (N, S, S, 3) uint8 and mask (N, S, S) uint8, `records.IGNORED` or a
         class id.
     """
 
@@ -237,7 +229,7 @@ def first_examples(
     with tf.device("cpu"):  # Where streams live.
         for id, epoch, serialized in itertools.islice(endless, count):
             image, mask = (
-                decode(dataset, tf.constant(serialized), size)
+                records.decode(dataset, tf.constant(serialized), size)
                 if serialized
                 else map(tf.constant, examples.get(id))
             )
@@ -299,7 +291,9 @@ def eval_batches(
     def ignored(
         id: tf.Tensor, epoch: tf.Tensor, image: tf.Tensor, mask: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        return image, tf.where(epoch == PADDING, tf.constant(IGNORED, mask.dtype), mask)
+        return image, tf.where(
+            epoch == PADDING, tf.constant(records.IGNORED, mask.dtype), mask
+        )
 
     ds = _decoded(dataset, examples, elements, image_size, ignored, stop)
     ds = ds.batch(batch_size, drop_remainder=True)
@@ -362,7 +356,7 @@ def _decoded(
     square = (image_size, image_size)
 
     def read(id: tf.Tensor, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        image, mask = decode(dataset, serialized, image_size)
+        image, mask = records.decode(dataset, serialized, image_size)
         if not examples.cached:
             return image, mask
 
@@ -437,139 +431,9 @@ def _chunks(
             if under_way or len(chunk) == CHUNK:
                 yield tuple(map(list, zip(*chunk, strict=True)))
                 chunk = []
-    except (ValueError, *ERRORS) as error:
+    except (ValueError, *records.ERRORS) as error:
         failed = error
     if chunk:
         yield tuple(map(list, zip(*chunk, strict=True)))
     if failed is not None:
         raise failed
-
-
-def decode(
-    dataset: Dataset, serialized: tf.Tensor, image_size: int
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns a stored example at the model's size: (S, S, 3) and (S, S) uint8."""
-    image, stored = _checked(dataset, serialized)
-    # Of fewer pixels: what is done to each of a mask's does not depend on the others.
-    ids = _class_ids(dataset, resizing.mask(stored, image_size))
-    return resizing.image(image, image_size), ids
-
-
-def decode_whole(
-    dataset: Dataset, serialized: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns a stored example at its own size.
-
-    Args:
-        dataset: The data set, which tells the features and the ids.
-        serialized: () string, as stored.
-
-    Returns:
-        Image (H, W, 3) uint8 and mask (H, W, 1) uint8: class ids, `IGNORED` where the
-        data set says so.
-
-    Raises:
-        tf.errors.InvalidArgumentError: If it cannot be decoded, if the sizes differ
-            or if an id is out of range; `explain` says which it is, and where.
-    """
-    image, stored = _checked(dataset, serialized)
-    return image, _class_ids(dataset, stored)
-
-
-def _checked(dataset: Dataset, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns image (H, W, 3) uint8 and mask (H, W, 1) of the ids that are stored.
-
-    Raises:
-        tf.errors.InvalidArgumentError: As `decode_whole` does.
-    """
-    example = dataset.features.deserialize_example(serialized)
-    image, stored = example[dataset.image_feature], example[dataset.mask_feature]
-    alike = tf.reduce_all(tf.shape(image)[:2] == tf.shape(stored)[:2])
-    # Not tf.debugging: its branches cost more than what they look at.
-    checks = [
-        tf.raw_ops.Assert(condition=alike, data=["sizes differ"]),
-        tf.raw_ops.Assert(condition=_in_range(dataset, stored), data=["unknown id"]),
-    ]
-    with tf.control_dependencies(checks):  # Or a wrong example could reach the cache.
-        image, stored = tf.identity(image), tf.identity(stored)
-    if image.shape[-1] == 1:
-        image = tf.image.grayscale_to_rgb(image)
-    return image, stored
-
-
-def _in_range(dataset: Dataset, stored: tf.Tensor) -> tf.Tensor:
-    """Returns whether all stored ids, (H, W, 1), are of a class or ignored: () bool."""
-    first = -dataset.mask_offset
-    last = first + len(dataset.class_names) - 1
-
-    def all_within(ids: tf.Tensor) -> tf.Tensor:
-        # Row by row first: that of all pixels to one is ten times as slow.
-        least, most = tf.reduce_min(ids, axis=1), tf.reduce_max(ids, axis=1)
-        above = tf.reduce_min(tf.cast(least, tf.int32)) >= first
-        return above & (tf.reduce_max(tf.cast(most, tf.int32)) <= last)
-
-    within = all_within(stored)
-    if dataset.ignore_id is None:
-        return within
-
-    def but_for_ignored() -> tf.Tensor:
-        ids = tf.cast(stored, tf.int32)
-        return all_within(tf.where(ids == dataset.ignore_id, first, ids))
-
-    # Most masks have no ignored pixel, and need no slow look.
-    return tf.cond(within, lambda: within, but_for_ignored)
-
-
-def _class_ids(dataset: Dataset, stored: tf.Tensor) -> tf.Tensor:
-    """Returns the class ids of stored ids, uint8 of the same shape."""
-    ids = tf.cast(stored, tf.int32)
-    classes = ids + dataset.mask_offset
-    if dataset.ignore_id is not None:
-        classes = tf.where(ids == dataset.ignore_id, IGNORED, classes)
-    return tf.cast(classes, tf.uint8)
-
-
-# ---------------------------------------------------------------------------
-# What went wrong
-
-
-def explain(
-    dataset: Dataset, examples: Examples, elements: Iterator[tuple[int, int, bytes]]
-) -> None:
-    """Reads on, one example after another, up to the one that cannot be used.
-
-    TensorFlow's own message does not say which it was.
-
-    Raises:
-        ValueError: Names the file or the example and what is wrong with it. Nothing
-            is raised where as many examples as the files hold are sound.
-    """
-    if examples.unreadable is not None:
-        raise examples.unreadable
-    for (id, _, serialized), _ in zip(elements, range(examples.total), strict=False):
-        if not serialized:
-            continue
-        try:
-            decode(dataset, tf.constant(serialized), 32)
-            continue
-        except (tf.errors.OpError, ValueError) as error:
-            reason = str(getattr(error, "message", error)).splitlines()[0]
-        try:
-            example = dataset.features.deserialize_example(tf.constant(serialized))
-        except (tf.errors.OpError, ValueError):
-            raise ValueError(
-                f"{examples.name(id)} cannot be decoded: {reason}"
-            ) from None
-        image = example[dataset.image_feature].numpy()
-        mask = example[dataset.mask_feature].numpy()
-        if image.shape[:2] != mask.shape[:2]:
-            raise ValueError(
-                f"{examples.name(id)} must have a mask of its image's size, got image "
-                f"{image.shape[:2]} and mask {mask.shape[:2]}"
-            )
-        raise ValueError(
-            f"{examples.name(id)} must have mask ids "
-            f"{-dataset.mask_offset}..{len(dataset.class_names) - 1 - dataset.mask_offset}"
-            f"{'' if dataset.ignore_id is None else f' or {dataset.ignore_id}'}, got "
-            f"{np.unique(mask).tolist()[-10:]}"
-        )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from trainer import data
+from trainer import data, records
 from trainer.dataset import Split
 from trainer.job import Job, augmentation
 
@@ -100,4 +100,4 @@ def explain(job: Job) -> None:
         worker=job.workers.index,
         workers=job.workers.count,
     )
-    data.explain(job.dataset, job.examples["train"], elements)
+    records.explain(job.dataset, job.examples["train"], elements)

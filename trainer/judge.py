@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from absl import logging
 
-from trainer import data, evaluation_step, feed, gallery, objective, pictures
+from trainer import data, evaluation_step, feed, gallery, objective, pictures, records
 from trainer.dataset import Split
 from trainer.job import Job
 from trainer.report import Reporter
@@ -66,11 +66,11 @@ class Judge:
         try:
             with data.iterator(stream, job.strategy) as batches:
                 found, confusion = self._evaluate(batches, turns, self._check)
-        except data.ERRORS:
+        except records.ERRORS:
             elements = data.eval_elements(
                 split, job.examples[name], worker=workers.index, workers=workers.count
             )
-            data.explain(job.dataset, job.examples[name], elements)
+            records.explain(job.dataset, job.examples[name], elements)
             raise
         absent = [c for c in job.dataset.class_names if found[f"iou/{c}"] is None]
         if absent:
@@ -130,7 +130,7 @@ class Judge:
             return None
         try:
             image, mask = feed.first_examples(job, job.settings.num_pictures)
-        except data.ERRORS:
+        except records.ERRORS:
             feed.explain(job)
             raise
         names = list(job.dataset.class_names)

@@ -6,6 +6,7 @@ Letters: N images in a batch, H and W a map's height and width.
 from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from trainer import sums
@@ -140,8 +141,12 @@ def _up_conv_gradients(
     x: tf.Tensor, kernel: tf.Tensor, dy: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the gradients to x and to the kernel."""
+    wide = kernel.shape[2] > NARROW
+    by_product = wide and sums.exact() and not tf.config.list_logical_devices("GPU")
 
     def kernel_gradient(dy: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        if by_product:
+            return _kernel_gradient(dy, x)
         return tf.raw_ops.Conv2DBackpropFilter(
             input=dy,
             filter_sizes=kernel.shape,
@@ -152,6 +157,40 @@ def _up_conv_gradients(
 
     dx = tf.nn.conv2d(dy, kernel, strides=2, padding="SAME")
     return dx, sums.of_groups(kernel_gradient, dy, x)
+
+
+def _kernel_gradient(dy: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """Returns the kernel's gradient, (3, 3, filters, c), as a product of two matrices.
+
+    A processor multiplies those at its full rate, which oneDNN's gradient of a kernel of
+    stride 2 is far from, most of all in bfloat16. What each pixel of x met is gathered
+    pixel by pixel, copies of whole rows of memory.
+
+    Args:
+        dy: (N, 2H, 2W, filters).
+        x: (N, H, W, c).
+    """
+    _, height, width, channels = x.shape
+    filters = dy.shape[-1]
+    # What is beyond the last row or column is 0, the pixel behind the last.
+    pixels = tf.reshape(dy, (-1, 4 * height * width, filters))
+    pixels = tf.pad(pixels, ((0, 0), (0, 1), (0, 0)))
+    met = tf.gather(pixels, _met(height, width), axis=1)
+    met = tf.reshape(met, (-1, 9 * filters))
+    product = tf.matmul(met, tf.reshape(x, (-1, channels)), transpose_a=True)
+    return tf.reshape(product, (3, 3, filters, channels))
+
+
+def _met(height: int, width: int) -> np.ndarray:
+    """Returns which pixel of (2H, 2W) each of (H, W) meets by each tap: (H W 9,) int32.
+
+    In the order of rows, columns, the kernel's rows and columns; 4 H W for none.
+    """
+    row = 2 * np.arange(height)[:, None, None, None] + np.arange(3)[:, None]
+    column = 2 * np.arange(width)[:, None, None] + np.arange(3)
+    inside = (row < 2 * height) & (column < 2 * width)
+    pixel = np.where(inside, row * 2 * width + column, 4 * height * width)
+    return pixel.astype(np.int32).ravel()
 
 
 @tf.custom_gradient

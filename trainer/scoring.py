@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer import boundaries, data, inference, metrics, pipeline, resizing
+from trainer import boundaries, data, inference, metrics, pipeline, records, resizing
 from trainer.dataset import Dataset, Split
 from trainer.examples import Examples
 from trainer.photographs import Photograph
@@ -25,7 +25,7 @@ class Example:
     """A stored example in memory."""
 
     read: pipeline.Read  # Its image at the size at which it is judged.
-    mask: np.ndarray  # (H, W) uint8 class ids or `data.IGNORED`, of that size.
+    mask: np.ndarray  # (H, W) uint8 class ids or `records.IGNORED`, of that size.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def run(
     examples = Examples(split.files, split.file_lengths, None)
     num_classes = len(opened.class_names)
     decode = tf.function(
-        functools.partial(data.decode_whole, opened),
+        functools.partial(records.decode_whole, opened),
         input_signature=[tf.TensorSpec((), tf.string)],
     )
 
@@ -118,8 +118,8 @@ def run(
         with tf.device("CPU"):
             try:
                 image, mask = decode(tf.constant(serialized))
-            except data.ERRORS:
-                data.explain(opened, examples, iter([element]))
+            except records.ERRORS:
+                records.explain(opened, examples, iter([element]))
                 raise
             small = resizing.image(image, size)
             if not original:

@@ -36,6 +36,7 @@ from trainer import (
     interruption,
     losses,
     objective,
+    records,
     report,
     standing,
     step,
@@ -224,7 +225,7 @@ class Run:
                 called = time.monotonic()
                 try:
                     loss_sum, loss, taken, waited = train_steps(batches, n)
-                except data.ERRORS:
+                except records.ERRORS:
                     feed.explain(job)
                     raise
                 at = state["step"] = at + taken
