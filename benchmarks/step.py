@@ -190,6 +190,8 @@ def main() -> None:
         found = measure(args)
     except (ValueError, RuntimeError) as error:
         raise SystemExit(f"{parser.prog}: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     for precision, rates in found["matrix_product_flops_per_second"].items():
         rate = statistics.median(rates) / 1e9
         print(f"matrix product, {precision}: {rate:.0f} GFLOP/s")

@@ -30,6 +30,7 @@ class Side:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # Ctrl-C is for who asks.
         )
 
     def ask(self, name: str, *values: Any) -> Any:
@@ -49,11 +50,9 @@ class Side:
         return answer["value"]
 
     def end(self) -> None:
-        """Ends the process."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.close()
-        self.process.stdout.close()
-        self.process.wait()
+        """Ends the process, even in the middle of an answer."""
+        with self.process:
+            self.process.kill()
 
 
 def serve(functions: Mapping[str, Callable]) -> None:

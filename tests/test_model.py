@@ -143,6 +143,19 @@ def test_sums_are_exact_but_on_a_tpu(monkeypatch):
     assert not sums.exact()
 
 
+@pytest.mark.parametrize(("enlargement", "side"), [(1.5, 96), (1.1, 96), (2, 128)])
+def test_enlarged_it_is_the_model_of_a_larger_side_between_two_resizings(
+    enlargement, side
+):
+    enlarged = build(image_size=64, enlargement=enlargement)
+    larger = build(image_size=side)
+    larger.set_weights(enlarged.get_weights())
+    image = images(2, 64)
+    logits = larger(tf.image.resize(image, (side, side)))
+    expected = tf.image.resize(logits, (64, 64))
+    np.testing.assert_allclose(enlarged(image), expected, atol=1e-5)
+
+
 def test_normalisation_to_minus_1_to_1_is_inside():
     unet = build()
     normalised = keras.Model(unet.input, unet.get_layer("normalise").output)

@@ -12,6 +12,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "best": dict(
         train_encoder=True,
         decoder="light",
+        enlargement=1.5,
         crop_scale_min=0.55,
         brightness=0.1,
         contrast=0.2,
