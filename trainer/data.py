@@ -30,7 +30,7 @@ PADDING = -1  # In the place of the epoch: an example that fills a batch only.
 CHUNK = 8
 # Chunks that lie ready: to know the first example of a shuffled shard, much of the shard is
 # read, and decoding goes on meanwhile.
-AHEAD = 16
+AHEAD = 8
 
 
 def examples_of(
