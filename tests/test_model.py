@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import model, pretrained, step, sums
+from trainer import layers, model, pretrained, step, sums
 
 SIZE = 32
 
@@ -143,6 +143,26 @@ def test_sums_are_exact_but_on_a_tpu(monkeypatch):
     assert not sums.exact()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gradient_of_a_kernel_by_a_product_is_that_of_the_convolution(dtype):
+    rng = np.random.default_rng(0)
+    x = tf.cast(rng.standard_normal((2, 3, 5, 4)), dtype)  # Neither square nor even.
+    dy = tf.cast(rng.standard_normal((2, 6, 10, 7)), dtype)
+    found = layers._kernel_gradient(dy, x)
+    expected = tf.raw_ops.Conv2DBackpropFilter(
+        input=tf.cast(dy, tf.float32),
+        filter_sizes=(3, 3, 7, 4),
+        out_backprop=tf.cast(x, tf.float32),
+        strides=(1, 2, 2, 1),
+        padding="SAME",
+    )
+    assert found.dtype == dtype
+    last_digit = {"float32": 1e-6, "bfloat16": 2**-8}[dtype]
+    np.testing.assert_allclose(
+        tf.cast(found, tf.float32), expected, rtol=last_digit, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize(("enlargement", "side"), [(1.5, 96), (1.1, 96), (2, 128)])
 def test_enlarged_it_is_the_model_of_a_larger_side_between_two_resizings(
     enlargement, side
@@ -274,8 +294,9 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, write):
     assert path in str(refusal.value) and "\n" not in str(refusal.value)
 
 
-def test_a_model_saved_whole_comes_back_with_its_numbers(tmp_path):
-    unet = build()
+@pytest.mark.parametrize("enlargement", [1, 2])
+def test_a_model_saved_whole_comes_back_with_its_numbers(tmp_path, enlargement):
+    unet = build(enlargement=enlargement)
     unet.save(tmp_path / "unet.keras")
     again = keras.saving.load_model(tmp_path / "unet.keras")
     np.testing.assert_allclose(again(images()), unet(images()), atol=1e-6)
