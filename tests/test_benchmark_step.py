@@ -1,6 +1,7 @@
 """What the benchmark of the training step counts, compares and shows."""
 
 import itertools
+import signal
 import sys
 
 import keras
@@ -135,3 +136,14 @@ def test_a_side_answers_tells_of_failures_and_is_not_disturbed_by_prints():
     with pytest.raises(RuntimeError, match="ended with 3"):
         side.ask("leave")
     side.end()
+
+
+def test_a_side_ends_in_the_middle_of_an_answer():
+    script = (
+        "import time\nfrom benchmarks import turns\nturns.serve({'sleep': time.sleep})"
+    )
+    side = turns.Side([sys.executable, "-c", script])
+    assert side.ask("sleep", 0) is None
+    print('["sleep", 600]', file=side.process.stdin, flush=True)
+    side.end()
+    assert side.process.returncode == -signal.SIGKILL
