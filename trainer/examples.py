@@ -27,7 +27,8 @@ class Examples:
     """The examples of a list of TFRecord files.
 
     A file is read from head to tail; what is wanted later is held back, serialized,
-    until it is used. With a cache, each example is read and decoded once.
+    until it is used. With a cache, each example is read once, and decoded once where it
+    is not asked for again within as many places as there are cores.
 
     Args:
         files: Paths, local or gs://.
