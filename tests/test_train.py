@@ -1,16 +1,19 @@
 """The loop: what is due when, what ends a run, what a run leaves."""
 
+import gc
 import json
 import math
 import pathlib
 import types
+import weakref
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from matplotlib import figure
 
 from tests import runs
-from trainer import checkpoint, config, evaluation_step, job, judge, task, train
+from trainer import checkpoint, config, data, evaluation_step, job, judge, task, train
 
 SMALL = ["--image_size=32", "--num_pictures=1", "--cache=memory", "--log_every_steps=1"]
 SMALL += ["--noexport"]
@@ -140,6 +143,32 @@ def test_limits_leave_out_examples(trained, tiny_unet):
 def test_profile_steps_writes_a_profile(trained, tiny_unet):
     job_dir = trained("--total_steps=4", "--eval_every_steps=4", "--profile_steps=1,3")
     assert list((job_dir / "logs").glob("plugins/profile/*/*.xplane.pb"))
+
+
+def test_an_evaluation_leaves_neither_figure_nor_stream_in_memory(
+    trained, tiny_unet, monkeypatch
+):
+    streams, left = [], []
+    make, validate = data.eval_batches, judge.Judge.validate
+
+    def made(*args, **settings):
+        stream = make(*args, **settings)
+        streams.append(weakref.ref(stream))
+        return stream
+
+    def validated(one):
+        validate(one)
+        figures = [x for x in gc.get_objects() if isinstance(x, figure.Figure)]
+        left.append((len(figures), sum(stream() is not None for stream in streams)))
+
+    monkeypatch.setattr(data, "eval_batches", made)
+    monkeypatch.setattr(judge.Judge, "validate", validated)
+    gc.disable()  # Python would look by itself, some day.
+    try:
+        trained("--total_steps=3", "--eval_every_steps=1")
+    finally:
+        gc.enable()
+    assert len(streams) >= 6 and left == [(0, 0)] * 3
 
 
 # ---------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Judges the model as it is: the metrics of a split, pictures of what it predicts."""
 
 import dataclasses
+import gc
 import math
 from collections.abc import Callable, Iterator
 
@@ -33,6 +34,9 @@ class Judge:
         """Adds an evaluation of validation to the state, its row and its pictures."""
         with self._job.judged_weights():
             self._validate()
+        # Streams and figures, megabytes each, refer to themselves: Python would find them
+        # after dozens of evaluations only, and memory would grow meanwhile.
+        gc.collect()
 
     def _validate(self) -> None:
         job, at = self._job, self._job.state["step"]
