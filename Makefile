@@ -35,7 +35,7 @@ train: .venv/installed  ## Train on the bundled sample; more flags: make train T
 	@$(BIN)/python -m trainer.task $(SAMPLE_FLAGS) $(TRAIN_FLAGS)
 
 test: install  ## Run every test, slow ones too; one of them: make test TESTS="-k name"
-	@$(BIN)/python -m pytest $(or $(TESTS),--numprocesses=2 --dist=loadfile)
+	@$(BIN)/python -m pytest $(or $(TESTS),--numprocesses=2 --dist=loadfile --no-loadscope-reorder)
 
 check: install  ## Check format, lint, types and the Dockerfile
 	@$(BIN)/ruff format --check

@@ -1,5 +1,6 @@
 """What every test gets: four virtual devices, a clean environment, small real data."""
 
+import collections
 import ipaddress
 import os
 import pathlib
@@ -32,6 +33,14 @@ SERVICE_PREFIXES = ("AIP_", "CLOUD_ML_", "TF_CONFIG", "CLUSTER_SPEC")
 # A port that nobody listens on: libraries in C++ and child processes, which the patched
 # socket does not reach, fail at once instead of leaving the machine.
 NOWHERE = "http://127.0.0.1:9"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the files of slow tests: a last long one would run by itself."""
+    slow = collections.Counter(
+        item.path for item in items if item.get_closest_marker("slow")
+    )
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)
