@@ -1,6 +1,7 @@
 """Measures what grows when a run does: with its data, its images, its steps.
 
     python -m benchmarks.growth
+    python -m benchmarks.growth --only steps
 
 A tiny model, so that what is not the model shows. (a) The same number of examples seen,
 of data sets of 1, 2, 4 and 8 times the size, in turns; steps/s at four image sizes.
@@ -180,7 +181,13 @@ def sampled(
     found |= growth(watch.training(timed, first, steps + 1), steps - first)
     for what, told in found.items():
         print("{0}: {at_first:.4g}, {slope:+.4g} in 1,000 steps".format(what, **told))
-    return {"steps": steps, "steady_after": first, "grew": found, "samples": samples}
+    return {
+        "steps": steps,
+        "steady_after": first,
+        "grew": found,
+        "samples": samples,
+        "timed": timed,
+    }
 
 
 def growth(samples: list[dict], steps: int) -> dict[str, dict]:
@@ -213,10 +220,15 @@ def main() -> None:
     add("--sizes_steps", type=int, default=24, help="at each image size")
     add("--every_seconds", type=float, default=2.0, help="between two looks")
     parts = ["data", "sizes", "stream", "steps"]
-    about = "parts for a quick trial, whose figures are not kept"
+    about = "parts to take anew; of the others the file's figures stay"
     add("--only", nargs="+", choices=parts, default=parts, help=about)
     args = parser.parse_args()
+    path = machine.RESULTS / "growth.json"
     found: dict[str, dict] = {}
+    if set(args.only) < set(parts):
+        found = {
+            part: told for part, told in machine.kept(path).items() if part in parts
+        }
     with tempfile.TemporaryDirectory() as name:
         scratch = pathlib.Path(name)
         if "data" in args.only:
@@ -241,17 +253,11 @@ def main() -> None:
     grows = growing(found)
     for line in grows:
         print(f"grows: {line}")
-    if args.only == parts:
-        summary = {
-            "machine": machine.facts(),
-            "command": machine.shown(
-                [sys.executable, "-m", "benchmarks.growth", *sys.argv[1:]], {}
-            ),
-            "grows": grows,
-            **found,
-        }
-        path = machine.RESULTS / "growth.json"
-        path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    command = [sys.executable, "-m", "benchmarks.growth", *sys.argv[1:]]
+    for part in args.only:
+        found[part]["command"] = machine.shown(command, {})
+    summary = {"machine": machine.facts(), "grows": grows, **found}
+    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     sys.exit(bool(grows))
 
 

@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import json
 import os
 import pathlib
 import platform
@@ -20,6 +21,25 @@ def facts() -> dict:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "versions": {"python": platform.python_version(), **_versions()},
     }
+
+
+def kept(path: pathlib.Path) -> dict:
+    """Returns a result that more is to be added to.
+
+    Args:
+        path: Of the file in results/.
+
+    Raises:
+        ValueError: If it was taken on another machine or with other versions.
+    """
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in facts().items():
+        if name != "date" and found["machine"][name] != value:
+            raise ValueError(
+                f"{path.name} must be of this machine for more to be added, got {name} "
+                f"{found['machine'][name]}; take all of it anew"
+            )
+    return found
 
 
 def shown(command: list[str], names: dict[str, str]) -> str:

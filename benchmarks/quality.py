@@ -1,6 +1,7 @@
 """Trains by several recipes in turn: how good in how many minutes, beside the tutorial.
 
     python -m benchmarks.quality --data_dir=DIR
+    python -m benchmarks.quality --data_dir=DIR --add --runs "best, long"
 
 Each run is a process of its own on the same data, cores and code. Minutes are those of
 the whole process, from its start to its end; minutes to a quality end with the line that
@@ -147,10 +148,12 @@ def main() -> None:
     add = parser.add_argument
     add("--data_dir", required=True, help="TFDS folder with oxford_iiit_pet")
     add("--runs", nargs="+", default=DEFAULT, choices=RUNS)
+    add("--add", action="store_true", help="keep the other runs of the file")
     add("--name", default="quality", help="of the file in benchmarks/results")
     args = parser.parse_args()
     data_dir = os.path.abspath(args.data_dir)
-    runs = {}
+    path = machine.RESULTS / f"{args.name}.json"
+    runs = machine.kept(path)["runs"] if args.add else {}
     with tempfile.TemporaryDirectory() as scratch:
         for name in args.runs:
             print(f"{name} ...", flush=True)
@@ -167,7 +170,6 @@ def main() -> None:
     found = rows(runs)
     print(table(found))
     summary = {"machine": machine.facts(), "rows": found, "runs": runs}
-    path = machine.RESULTS / f"{args.name}.json"
     path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     print(f"written: {path.relative_to(machine.REPOSITORY)}")
 

@@ -269,6 +269,16 @@ def test_shown_command_names_no_place_of_the_machine():
     assert shown == "python -m job --data_dir=DIR --out=OUT"
 
 
+def test_results_are_added_to_those_of_the_same_machine_only(tmp_path):
+    path, facts = tmp_path / "quality.json", machine.facts()
+    found = {"machine": facts | {"date": "2026-01-01"}, "runs": {"tutorial": {}}}
+    path.write_text(json.dumps(found))
+    assert machine.kept(path) == found
+    path.write_text(json.dumps({"machine": facts | {"cpu": "another"}}))
+    with pytest.raises(ValueError, match="of this machine .*, got cpu another; take"):
+        machine.kept(path)
+
+
 # ---------------------------------------------------------------------------
 # Several workers
 
