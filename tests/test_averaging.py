@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tests import runs
-from trainer import averaging, checkpoint, job, task, trained
+from trainer import averaging, checkpoint, job, layers, task, trained
 
 SMALL = ["--image_size=32", "--num_pictures=1", "--log_every_steps=1", "--noexport"]
 
@@ -50,6 +50,30 @@ def test_the_means_stand_in_for_the_weights_and_give_them_back():
         assert value(weight) == value(mean) == 0
         raise RuntimeError
     assert value(weight) == 3 and value(mean) == 0
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_the_statistics_of_batch_norm_have_means_too(replicas):
+    strategy = runs.mirrored(replicas)
+    with strategy.scope():
+        image, norm = keras.Input((2, 2, 1)), layers.SyncBatchNorm()
+        frozen = keras.layers.BatchNormalization(trainable=False)
+        model = keras.Model(image, frozen(norm(image)))
+        average = averaging.Average(model, decay=0.5)
+
+    @tf.function
+    def step(made):
+        strategy.run(lambda: model(4 * tf.ones((1, 2, 2, 1)), training=True))
+        average.update(strategy, made)
+
+    step(tf.constant(100))
+    # What is constant has a mean of 4 and no variance, of which Keras takes a hundredth.
+    assert value(norm.moving_mean) == pytest.approx(0.04)
+    with average.in_place():
+        assert value(norm.moving_mean) == pytest.approx(0.02)
+        assert value(norm.moving_variance) == pytest.approx(0.995)
+        assert (value(frozen.moving_mean), value(frozen.moving_variance)) == (0, 1)
+    assert value(norm.moving_mean) == pytest.approx(0.04)
 
 
 @pytest.fixture

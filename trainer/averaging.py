@@ -7,8 +7,14 @@ import keras
 import tensorflow as tf
 
 
+STATISTICS = ("moving_mean", "moving_variance")  # Of BatchNorm.
+
+
 class Average:
     """A moving mean of each trained weight: each step pulls it towards the weight.
+
+    BatchNorm's statistics have one too: those of the last weights do not fit the means,
+    which see other maps while the weights still move fast.
 
     Made in the strategy's scope; as exact on any replicas as the weights themselves.
 
@@ -23,7 +29,9 @@ class Average:
     """
 
     def __init__(self, model: keras.Model, decay: float) -> None:
-        self._weights, self._decay = model.trainable_variables, decay
+        statistics = (v for v in model.non_trainable_variables if v.name in STATISTICS)
+        self._weights = [*model.trainable_variables, *statistics]
+        self._decay = decay
         self._means = [
             keras.Variable(
                 tf.convert_to_tensor(weight.value), trainable=False, name="mean"
