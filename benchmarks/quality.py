@@ -29,8 +29,8 @@ RUNS: dict[str, list[str]] = {
     "ours": ["--recipe=tutorial"],
     "best": ["--recipe=best", "--epochs=16"],
     "best, short": [
-        *("--recipe=best", "--epochs=3", "--enlargement=1"),
-        *("--warmup_steps=50", "--ema_decay=0.97"),
+        *("--recipe=best", "--epochs=2", "--enlargement=1", "--batch_size=8"),
+        *("--warmup_steps=100", "--ema_decay=0.99", "--eval_every_steps=207"),
     ],
     "best, long": ["--recipe=best", "--epochs=64"],
 }

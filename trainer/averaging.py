@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
-
 STATISTICS = ("moving_mean", "moving_variance")  # Of BatchNorm.
 
 
