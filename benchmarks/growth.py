@@ -37,6 +37,7 @@ FLAT = {
     "seconds_per_step": 0.05,
 }
 FLAT_COST = 0.05  # Of seconds per example, over those of the smallest data set.
+KEPT = 60  # Samples of a run that the result holds.
 
 
 def command(job_dir: pathlib.Path, *flags: str) -> list[str]:
@@ -185,9 +186,14 @@ def sampled(
         "steps": steps,
         "steady_after": first,
         "grew": found,
-        "samples": samples,
-        "timed": timed,
+        "samples": thinned(samples),
+        "timed": thinned(timed),
     }
+
+
+def thinned(samples: list[dict]) -> list[dict]:
+    """Returns up to `KEPT` of the samples, enough to draw them."""
+    return samples[:: -(-len(samples) // KEPT) or 1]
 
 
 def growth(samples: list[dict], steps: int) -> dict[str, dict]:

@@ -131,3 +131,11 @@ def test_more_data_must_not_cost_more_for_each_example():
     assert costs == pytest.approx([1, 1, 1.1])
     [line] = growth.growing({"data": {"over_the_least": ratios}})
     assert line == "seconds per example with 4 times the data: 1.10"
+
+
+@pytest.mark.parametrize("count", [0, 1, 60, 61, 355])
+def test_a_result_holds_few_of_a_runs_samples_from_its_first_on(count):
+    samples = [{"step": step} for step in range(count)]
+    kept = growth.thinned(samples)
+    assert kept[:1] == samples[:1]
+    assert min(count, 30) <= len(kept) <= growth.KEPT
