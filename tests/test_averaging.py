@@ -58,8 +58,11 @@ def test_the_statistics_of_batch_norm_have_means_too(replicas):
     with strategy.scope():
         image, norm = keras.Input((2, 2, 1)), layers.SyncBatchNorm()
         frozen = keras.layers.BatchNormalization(trainable=False)
-        model = keras.Model(image, frozen(norm(image)))
+        encoder = keras.Model(image, frozen(norm(image)))
+        model = keras.Model(image, encoder(image))
         average = averaging.Average(model, decay=0.5)
+    of_norm = (norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance)
+    assert average.by_path.keys() == {variable.path for variable in of_norm}
 
     @tf.function
     def step(made):
@@ -72,7 +75,6 @@ def test_the_statistics_of_batch_norm_have_means_too(replicas):
     with average.in_place():
         assert value(norm.moving_mean) == pytest.approx(0.02)
         assert value(norm.moving_variance) == pytest.approx(0.995)
-        assert (value(frozen.moving_mean), value(frozen.moving_variance)) == (0, 1)
     assert value(norm.moving_mean) == pytest.approx(0.04)
 
 

@@ -6,14 +6,12 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
-STATISTICS = ("moving_mean", "moving_variance")  # Of BatchNorm.
-
 
 class Average:
     """A moving mean of each trained weight: each step pulls it towards the weight.
 
-    BatchNorm's statistics have one too: those of the last weights do not fit the means,
-    which see other maps while the weights still move fast.
+    The statistics of a BatchNorm that trains have one too: those of the last weights do
+    not fit the means, which see other maps while the weights still move fast.
 
     Made in the strategy's scope; as exact on any replicas as the weights themselves.
 
@@ -28,8 +26,7 @@ class Average:
     """
 
     def __init__(self, model: keras.Model, decay: float) -> None:
-        statistics = (v for v in model.non_trainable_variables if v.name in STATISTICS)
-        self._weights = [*model.trainable_variables, *statistics]
+        self._weights = [*model.trainable_variables, *_statistics(model)]
         self._decay = decay
         self._means = [
             keras.Variable(
@@ -69,3 +66,12 @@ class Average:
         finally:
             for weight, value in zip(self._weights, held, strict=True):
                 weight.assign(value)
+
+
+def _statistics(model: keras.Model) -> Iterator[keras.Variable]:
+    """Yields moving mean and variance of each BatchNorm that trains."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _statistics(layer)
+        elif isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
+            yield from (layer.moving_mean, layer.moving_variance)
