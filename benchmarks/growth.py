@@ -232,9 +232,11 @@ def main() -> None:
     path = machine.RESULTS / "growth.json"
     found: dict[str, dict] = {}
     if set(args.only) < set(parts):
-        found = {
-            part: told for part, told in machine.kept(path).items() if part in parts
-        }
+        try:
+            kept = machine.kept(path)
+        except ValueError as error:
+            parser.error(str(error))
+        found = {part: told for part, told in kept.items() if part in parts}
     with tempfile.TemporaryDirectory() as name:
         scratch = pathlib.Path(name)
         if "data" in args.only:

@@ -154,7 +154,7 @@ def step_rate(path: pathlib.Path) -> float:
     Args:
         path: The file that benchmarks.step writes; passed over if of another machine.
     """
-    with contextlib.suppress(FileNotFoundError, ValueError):
+    with contextlib.suppress(ValueError):
         return kept_rate(machine.kept(path))
     from benchmarks import step_tensorflow
 

@@ -30,8 +30,13 @@ def kept(path: pathlib.Path) -> dict:
         path: Of the file in results/.
 
     Raises:
-        ValueError: If it was taken on another machine or with other versions.
+        ValueError: If there is none, or it was taken on another machine or with other
+            versions.
     """
+    if not path.exists():
+        raise ValueError(
+            f"{path.name} must be there for more to be added; take all of it"
+        )
     found = json.loads(path.read_text(encoding="utf-8"))
     for name, value in facts().items():
         if name != "date" and found["machine"][name] != value:

@@ -153,7 +153,10 @@ def main() -> None:
     args = parser.parse_args()
     data_dir = os.path.abspath(args.data_dir)
     path = machine.RESULTS / f"{args.name}.json"
-    runs = machine.kept(path)["runs"] if args.add else {}
+    try:
+        runs = machine.kept(path)["runs"] if args.add else {}
+    except ValueError as error:
+        parser.error(str(error))
     with tempfile.TemporaryDirectory() as scratch:
         for name in args.runs:
             print(f"{name} ...", flush=True)

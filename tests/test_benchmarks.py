@@ -1,5 +1,6 @@
 """The benchmarks measure what they say."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -277,6 +278,21 @@ def test_results_are_added_to_those_of_the_same_machine_only(tmp_path):
     path.write_text(json.dumps({"machine": facts | {"cpu": "another"}}))
     with pytest.raises(ValueError, match="of this machine .*, got cpu another; take"):
         machine.kept(path)
+
+
+@pytest.mark.parametrize(
+    ("program", "flags"),
+    [("quality", ["--data_dir=DIR", "--add"]), ("growth", ["--only", "steps"])],
+)
+def test_what_cannot_be_added_to_is_refused_in_a_line(
+    program, flags, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(machine, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", [program, *flags])
+    with pytest.raises(SystemExit, match="^2$"):
+        importlib.import_module(f"benchmarks.{program}").main()
+    assert f"{program}.json must be there" in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
 
 
 # ---------------------------------------------------------------------------
