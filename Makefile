@@ -16,7 +16,9 @@ VARIANT ?= cpu
 # docker where its engine runs, else buildah, which needs none.
 BUILDER ?= $(shell docker info >/dev/null 2>&1 && echo docker || echo buildah)
 # Twice quiet: one line of ours says what happens, errors still show.
-# Not compiled: Python does that itself, of the few files that are ever imported.
+# Not compiled: Python does that itself, of the few files that are ever imported. Where it
+# is told not to, each start of a process would compile TensorFlow anew, in 6 seconds.
+unexport PYTHONDONTWRITEBYTECODE
 PIP = -m pip --disable-pip-version-check --no-input install -qq --no-compile
 DIGESTS = --require-hashes
 LOCK = $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe \
