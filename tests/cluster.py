@@ -9,12 +9,11 @@ import sys
 
 from tests.gcs import programs
 
-# Trains as the command does, and writes down what each step took of which epoch.
+# Trains as `tests.small` does, and writes down what each step took of which epoch.
 RECORDED = """
-import json, signal, sys
+import json, sys
 
-# As the command does before TensorFlow starts threads, which would get the signals.
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+from tests import small
 from trainer import data, task
 
 path, train_elements = sys.argv.pop(1), data.train_elements
@@ -49,7 +48,11 @@ def tf_configs(count: int, chief: bool = False) -> list[str]:
 
 
 def start(
-    count: int, args: list[str], log: pathlib.Path, record: pathlib.Path | None = None
+    count: int,
+    args: list[str],
+    log: pathlib.Path,
+    record: pathlib.Path | None = None,
+    module: str = "trainer.task",
 ) -> list[subprocess.Popen]:
     """Starts the workers of a run; one where the count is 1, without TF_CONFIG.
 
@@ -57,9 +60,11 @@ def start(
         count: How many.
         args: Flags of the run.
         log: What they print goes to `<log>-N`.
-        record: Where the examples that they take are written, to `<record>-N`.
+        record: Where the examples that they take are written, to `<record>-N`, by a run
+            of `tests.small`.
+        module: Which is run where nothing is recorded.
     """
-    entry = ["-m", "trainer.task"] if record is None else ["-c", RECORDED]
+    entry = ["-m", module] if record is None else ["-c", RECORDED]
     processes = []
     for index, text in enumerate(tf_configs(count)):
         path = [] if record is None else [f"{record}-{index}"]

@@ -130,7 +130,7 @@ def test_a_run_stopped_five_times_and_killed_once_ends_as_if_it_had_not_been(
 @pytest.mark.slow
 def test_a_worker_that_hangs_is_given_up_by_the_others(data_dir, tmp_path):
     flags = [*command(data_dir, tmp_path / "job"), "--total_steps=100000"]
-    processes = cluster.start(2, flags, tmp_path / "log")
+    processes = cluster.start(2, flags, tmp_path / "log", module="tests.small")
     try:
         until_step(tmp_path / "job", 4, processes)
         processes[1].send_signal(signal.SIGSTOP)
@@ -173,7 +173,7 @@ def test_a_worker_that_does_not_read_what_the_chief_writes_is_refused(
         processes.append(
             subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "trainer.task", "--job_dir=job"),
+                    *(sys.executable, "-m", "tests.small", "--job_dir=job"),
                     *(*FLAGS, f"--data_dir={data_dir}"),
                 ],
                 cwd=_made(tmp_path / f"machine-{index}"),
