@@ -1,5 +1,6 @@
 """The loop: what is due when, what ends a run, what a run leaves."""
 
+import functools
 import gc
 import json
 import math
@@ -7,13 +8,26 @@ import pathlib
 import types
 import weakref
 
+import conftest
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from matplotlib import figure
 
 from tests import runs
-from trainer import checkpoint, config, data, evaluation_step, job, judge, task, train
+from trainer import (
+    checkpoint,
+    config,
+    data,
+    evaluation_step,
+    job,
+    judge,
+    model,
+    records,
+    task,
+    train,
+)
 
 SMALL = ["--image_size=32", "--num_pictures=1", "--cache=memory", "--log_every_steps=1"]
 SMALL += ["--noexport"]
@@ -116,6 +130,27 @@ def test_several_steps_in_a_call_give_the_losses_of_one_step_a_call(
     each = losses(trained(*more, "--log_every_steps=1"))
     expected = [np.mean(each[:4]), np.mean(each[4:8]), each[8]]
     assert losses(single) == pytest.approx(expected, rel=1e-4)
+
+
+def test_autograph_rewrites_no_layer_and_no_decoding(trained, monkeypatch):
+    seen = set()
+
+    def told(function):
+        @functools.wraps(function)
+        def telling(*args, **kwargs):
+            context = tf.__internal__.autograph.control_status_ctx()
+            seen.add((function.__name__, context.status.name))
+            return function(*args, **kwargs)
+
+        return telling
+
+    for of, name in ((keras.layers.Conv2D, "call"), (records, "decode")):
+        monkeypatch.setattr(of, name, told(getattr(of, name)))
+    monkeypatch.setattr(model, "build_unet", conftest.one_layer)
+    trained("--total_steps=2")
+    # Also called by themselves, the layer when it is built, as nobody's program.
+    assert {status for _, status in seen} == {"UNSPECIFIED", "DISABLED"}
+    assert {name for name, status in seen if status == "DISABLED"} == {"call", "decode"}
 
 
 def test_rates_in_the_rows_are_those_of_the_schedule(trained, tiny_unet):

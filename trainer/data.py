@@ -371,6 +371,9 @@ def _decoded(
             put, [id, image, mask], (tf.uint8, tf.uint8), stateful=False
         )
 
+    # AutoGraph rewrites sources of all that is called, at the start of each process, for
+    # loops and conditions in Python: there are none.
+    @tf.autograph.experimental.do_not_convert
     def load(id: tf.Tensor, epoch: tf.Tensor, serialized: tf.Tensor):
         if examples.cached:
             image, mask = tf.cond(

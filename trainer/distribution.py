@@ -41,7 +41,7 @@ class Workers:
             first = context.replica_id_in_sync_group % local == 0
             return context.all_reduce("sum", tf.where(first, values, 0))
 
-        @tf.function
+        @tf.function(autograph=False)
         def total(values: tf.Tensor) -> tf.Tensor:
             found = strategy.run(contribution, args=(values,))
             return strategy.experimental_local_results(found)[0]

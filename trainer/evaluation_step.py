@@ -58,7 +58,10 @@ def make_evaluate(
         matrix (C, C) int64 that they are of.
     """
     num_classes = len(class_names)
-    replica_step = make_replica_step(model, num_classes)
+    # Only the loop is AutoGraph's, see `step.make_train_steps`.
+    replica_step = tf.autograph.experimental.do_not_convert(
+        make_replica_step(model, num_classes)
+    )
 
     @tf.function
     def run(iterator, n: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -97,7 +100,7 @@ def make_predict(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Returns the function from images (N, S, S, 3) uint8 to masks (N, S, S) uint8."""
 
-    @tf.function
+    @tf.function(autograph=False)
     def run(image: tf.Tensor) -> tf.Tensor:
         logits = model(tf.cast(image, tf.float32), training=False)
         return tf.cast(tf.argmax(logits, axis=-1), tf.uint8)

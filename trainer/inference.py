@@ -29,7 +29,7 @@ def make_probabilities(model: keras.Model, *, flip: bool = False) -> Probabiliti
     def plain(image: tf.Tensor) -> tf.Tensor:
         return tf.nn.softmax(model(tf.cast(image, tf.float32), training=False))
 
-    @tf.function
+    @tf.function(autograph=False)
     def probabilities(image: tf.Tensor) -> tf.Tensor:
         found = plain(image)
         if flip:

@@ -62,6 +62,6 @@ def _converter(model: keras.Model, dtype: tf.DType) -> tf.lite.TFLiteConverter:
     shape = (1, *model.input_shape[1:])
     image = tf.TensorSpec(shape, dtype, name="images")
     traced = tf.function(
-        lambda images: {"probabilities": probabilities(images)}
+        lambda images: {"probabilities": probabilities(images)}, autograph=False
     ).get_concrete_function(image)
     return tf.lite.TFLiteConverter.from_concrete_functions([traced], holder)

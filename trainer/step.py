@@ -234,22 +234,27 @@ def make_train_steps(
         taken, seconds spent waiting for batches). Losses are of the global batch, all
         replicas' shares. It stops after a loss that is not finite.
     """
-    step = _make_step(strategy, model, optimizer, loss, loss_scale, clip_norm)
+    # Only the loop below is AutoGraph's: it would rewrite the sources of all layers, in
+    # seconds at the start of each process.
+    plain = tf.autograph.experimental.do_not_convert
+    step = plain(_make_step(strategy, model, optimizer, loss, loss_scale, clip_norm))
+    update = plain(average.update) if average is not None else None
+    now, tensors = plain(_now), plain(_tensors)
     if jit_compile:
-        step = tf.function(step, jit_compile=True)
+        step = tf.function(step, jit_compile=True, autograph=False)
 
     @tf.function
     def run(iterator: Iterator, n: tf.Tensor) -> tuple[tf.Tensor, ...]:
         total, loss = tf.constant(0.0, tf.float64), tf.constant(0.0)
         taken, waited = tf.constant(0), tf.constant(0.0, tf.float64)
         for _ in tf.range(n):
-            asked = _now(strategy)
+            asked = now(strategy)
             batch = next(iterator)
-            with tf.control_dependencies(_tensors(strategy, batch)):
-                waited += _now(strategy) - asked
+            with tf.control_dependencies(tensors(strategy, batch)):
+                waited += now(strategy) - asked
             loss = strategy.reduce("sum", step(batch), axis=None)
-            if average is not None:
-                average.update(strategy, optimizer.iterations.value)
+            if update is not None:
+                update(strategy, optimizer.iterations.value)
             total += tf.cast(loss, tf.float64)
             taken += 1
             if not tf.math.is_finite(loss):
