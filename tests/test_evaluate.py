@@ -133,6 +133,25 @@ def test_at_the_original_size_each_stored_pixel_is_counted_but_the_ignored(run, 
         assert np.sum(found["confusion"]) == pixels - ignored
 
 
+def test_at_any_size_masks_are_resized_and_probabilities_after_the_model(run):
+    network = trained.load(str(run)).model
+    for side in (20, 48):
+        pairs = []
+        for image, mask in stored(run):
+            own = tf.image.resize(
+                tf.nn.softmax(network(shrunk(image)[None])), [side] * 2
+            )
+            small = tf.image.resize(mask[..., None], [side] * 2, method="nearest")
+            pairs.append((small[..., 0].numpy(), np.argmax(own[0], -1)))
+        found = evaluated(run, f"--at={side}", name=f"evaluation-test-{side}")
+        assert found["confusion"] == counted(pairs)
+        assert found["at"] == str(side)
+    assert (
+        evaluated(run, f"--at={SIZE}", name=f"evaluation-test-{SIZE}")["metrics"]
+        == (evaluated(run)["metrics"])
+    )
+
+
 def test_boundaries_are_those_of_each_example_summed(tmp_path, tiny_unet, pets):
     flags = [f"--job_dir={tmp_path}", f"--data_dir={pets(6, n_test=3)}"]
     flags += ["--total_steps=1", "--batch_size=2", f"--image_size={SIZE}"]
@@ -326,7 +345,9 @@ def test_what_cannot_be_evaluated_is_refused(run, tmp_path, shapes, pets, refuse
         "--split=val", f"--data_dir={other}"
     )
     assert "must hold the TFDS data set shapes" in told(f"--data_dir={pets(4)}")
-    assert "at must be one of model, original" in told("--at=both")
+    assert told("--window=slide", "--at=64").endswith("got slide; add --at=original")
+    for at in ("both", "0", "12.5", "10000"):
+        assert "at must be model, original or a side" in told(f"--at={at}")
     assert "worst must be at most 64" in told("--worst=65")
     (tmp_path / "file").write_text("")
     assert "output_dir must be a directory" in told(f"--output_dir={tmp_path / 'file'}")
@@ -376,7 +397,7 @@ def test_few_examples_are_in_memory_at_once(run, monkeypatch):
         reads.extend(examples)
         yield from (np.zeros(one.mask.shape, np.uint8) for one in examples)
 
-    scored = scoring.run(of, many, look, SIZE, 2, original=True)
+    scored = scoring.run(of, many, look, SIZE, 2, at=None)
     next(scored)
     assert len(reads) <= 4
     assert len(list(scored)) == len(many.ids) - 1

@@ -141,22 +141,21 @@ def _evaluate(
     from trainer import boundaries, files, hardest, metrics, pictures, report, scoring
 
     names, size = list(opened.class_names), model.settings.image_size
-    original = settings.at == "original"
+    sides = {"model": size, "original": None}
+    at = sides[settings.at] if settings.at in sides else int(settings.at)
     look = scoring.look(
         model.model,
         size,
         settings.batch_size,
-        original=original,
+        at=at,
         flip=settings.tta == "flip",
         slide=settings.window == "slide",
         overlap=settings.overlap,
     )
     confusion = np.zeros((len(names), len(names)), np.int64)
     boundary = np.zeros((len(names), 4), np.int64)
-    worst = hardest.Hardest(settings.worst, names, PANEL if original else size)
-    examples = scoring.run(
-        opened, split, look, size, settings.batch_size, original=original
-    )
+    worst = hardest.Hardest(settings.worst, names, at or PANEL)
+    examples = scoring.run(opened, split, look, size, settings.batch_size, at=at)
     with tqdm(total=len(split.ids), unit="image", disable=None, leave=False) as bar:
         for scored in examples:
             confusion += scored.confusion
@@ -179,7 +178,8 @@ def _evaluate(
         "picture": picture,
     }
     files.write_json(path, written)
-    print(f"{settings.split}, {len(split.ids)} examples, {settings.at} size:")
+    of = f"{settings.at} size" if settings.at in sides else f"at {at} pixels a side"
+    print(f"{settings.split}, {len(split.ids)} examples, {of}:")
     print(metrics.table(found, names))
     print(f"figures: {path}" + (f"\nworst: {picture}" if picture else ""))
     return 0

@@ -1,9 +1,12 @@
 """What trainer.evaluate is asked for, and what it calls that; no TensorFlow here."""
 
 import dataclasses
+import re
 
 from trainer import flags
 from trainer.flags import setting
+
+SIDE = "[1-9][0-9]{0,3}"  # Pixels, in digits as they stand in names of files.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,7 @@ class Evaluation:
     split: str = setting("Examples", "test", "train, val and test as the run took them, val being what it held out; or the name of another stored split.")
     limit_examples: int | None = setting("Examples", None, "Evaluate on so many examples only, the first of each shard.", low=1)
 
-    at: str = setting("Looking", "model", "Size at which pixels are counted. model: that of the model, as in training; original: each example's own.", choices=("model", "original"))
+    at: str = setting("Looking", "model", "Size at which pixels are counted. model: that of the model, as in training; original: each example's own; or the side of a square, pixels, at which models of other sizes are compared.")
     tta: str = setting("Looking", "none", "flip: the mean over each image and its mirror image.", choices=("none", "flip"))
     window: str = setting("Looking", "whole", "whole: all of an image at the model's size; slide: window by window, unscaled, with --at=original.", choices=("whole", "slide"))
     overlap: float = setting("Looking", 0.5, "Share of a window that its neighbour covers too, at least; with --window=slide.", low=0, high=0.9)
@@ -32,10 +35,15 @@ class Evaluation:
         flags.check(self)
         if self.job_dir is None:
             raise ValueError("job_dir must be given: --job_dir=...")
-        if self.window == "slide" and self.at == "model":
+        if self.at not in ("model", "original") and not re.fullmatch(SIDE, self.at):
             raise ValueError(
-                "window must be whole with --at=model, where an image is one window, got "
-                "slide; add --at=original"
+                "at must be model, original or a side of 1 to 9999 pixels, got "
+                f"{self.at!r}; leave it out to count as in training"
+            )
+        if self.window == "slide" and self.at != "original":
+            raise ValueError(
+                f"window must be whole with --at={self.at}, where an image is one window, "
+                "got slide; add --at=original"
             )
 
 

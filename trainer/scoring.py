@@ -46,7 +46,7 @@ def look(
     size: int,
     batch_size: int,
     *,
-    original: bool = False,
+    at: int | None,
     flip: bool = False,
     slide: bool = False,
     overlap: float = 0.5,
@@ -57,17 +57,19 @@ def look(
         model: Image (N, S, S, 3) float32 -> logits (N, S, S, C).
         size: S, pixels.
         batch_size: N, images or windows at once; no prediction depends on it.
-        original: Whether predictions are of the examples' own size: probabilities are
-            resized to it bilinearly, then the likeliest class is taken.
+        at: Side of predictions, pixels; the examples' own size when None. Where it is
+            not S, probabilities are resized bilinearly, then the likeliest class is
+            taken.
         flip: Whether to take the mean over each image and its mirror image.
         slide: Whether to look window by window, unscaled; else at all of it at once.
         overlap: Share of a window that its neighbour covers too, at least.
     """
     see = inference.make_probabilities(model, flip=flip)
-    if not (original or flip):
+    if at == size and not flip:
         # As a run judges itself. Probabilities may be equal where logits are not quite.
         see = tf.function(
-            lambda image: model(tf.cast(image, tf.float32), training=False)
+            lambda image: model(tf.cast(image, tf.float32), training=False),
+            autograph=False,
         )
     seen = pipeline.whole(see, batch_size)
     if slide:
@@ -88,7 +90,7 @@ def run(
     size: int,
     batch_size: int,
     *,
-    original: bool = False,
+    at: int | None,
 ) -> Iterator[Scored]:
     """Yields each example of a split as the model sees it, in stored order.
 
@@ -100,7 +102,8 @@ def run(
         look: Of the function of this name, for the same size.
         size: S, pixels.
         batch_size: N.
-        original: Whether to judge at the examples' own size, not the model's.
+        at: Side, pixels, that examples are resized to before they are judged, whatever
+            the model sees; None leaves them at their own size.
 
     Raises:
         ValueError: If an example is damaged; names it.
@@ -110,6 +113,7 @@ def run(
     decode = tf.function(
         functools.partial(records.decode_whole, opened),
         input_signature=[tf.TensorSpec((), tf.string)],
+        autograph=False,
     )
 
     def read(element: tuple[int, int, bytes]) -> Example:
@@ -122,8 +126,9 @@ def run(
                 records.explain(opened, examples, iter([element]))
                 raise
             small = resizing.image(image, size)
-            if not original:
-                image, mask = small, resizing.mask(mask, size)[..., tf.newaxis]
+            if at is not None:
+                image = small if at == size else resizing.image(image, at)
+                mask = resizing.mask(mask, at)[..., tf.newaxis]
         return Example(pipeline.Read(place, image.numpy(), small), mask[..., 0].numpy())
 
     def score(pair: tuple[Example, np.ndarray]) -> Scored:
