@@ -43,7 +43,6 @@ OTHER = {
     "train_encoder": True,
     "encoder_learning_rate": 1e-5,
     "decoder": "light",
-    "enlargement": 1.25,
     "ema_decay": 0.9,
     "train_encoder_batch_norm": True,
     "init_from": "runs/other",

@@ -163,19 +163,6 @@ def test_the_gradient_of_a_kernel_by_a_product_is_that_of_the_convolution(dtype)
     )
 
 
-@pytest.mark.parametrize(("enlargement", "side"), [(1.5, 96), (1.1, 96), (2, 128)])
-def test_enlarged_it_is_the_model_of_a_larger_side_between_two_resizings(
-    enlargement, side
-):
-    enlarged = build(image_size=64, enlargement=enlargement)
-    larger = build(image_size=side)
-    larger.set_weights(enlarged.get_weights())
-    image = images(2, 64)
-    logits = larger(tf.image.resize(image, (side, side)))
-    expected = tf.image.resize(logits, (64, 64))
-    np.testing.assert_allclose(enlarged(image), expected, atol=1e-5)
-
-
 def test_normalisation_to_minus_1_to_1_is_inside():
     unet = build()
     normalised = keras.Model(unet.input, unet.get_layer("normalise").output)
@@ -294,9 +281,8 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, write):
     assert path in str(refusal.value) and "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("enlargement", [1, 2])
-def test_a_model_saved_whole_comes_back_with_its_numbers(tmp_path, enlargement):
-    unet = build(enlargement=enlargement)
+def test_a_model_saved_whole_comes_back_with_its_numbers(tmp_path):
+    unet = build()
     unet.save(tmp_path / "unet.keras")
     again = keras.saving.load_model(tmp_path / "unet.keras")
     np.testing.assert_allclose(again(images()), unet(images()), atol=1e-6)

@@ -55,7 +55,6 @@ class Config:
     encoder_learning_rate: float | None = setting("Model", None, "With train_encoder: the encoder's learning rate, which follows the same schedule; learning_rate when absent. weight_decay goes by learning_rate still.", low=0, identity=True)
     train_encoder_batch_norm: bool = setting("Model", False, "With train_encoder: let the encoder's BatchNorm learn as well.", identity=True)
     decoder: str = setting("Model", "tutorial", "tutorial: transposed 3x3 convolutions; light: bilinear and separable, a quarter of the multiplications.", choices=("tutorial", "light"), identity=True)
-    enlargement: float = setting("Model", 1.0, "How many times larger the network sees an image, its side rounded up to a multiple of 32; masks and predictions keep image_size.", low=1, high=8, identity=True)
     init_from: str | None = setting("Model", None, "Start a new run from the best weights of this other job_dir, or from one checkpoint file.")
     precision: str = setting("Model", "float32", "Arithmetic of the model; weights are float32 always.", choices=("float32", "mixed_bfloat16", "mixed_float16"), identity=True)
     jit_compile: bool = setting("Model", False, "Compile the training step with XLA; one replica only.", identity=True)

@@ -3,7 +3,6 @@
 Letters: N images in a batch, S side of an image, C classes.
 """
 
-import math
 from collections.abc import Sequence
 
 import keras
@@ -25,7 +24,6 @@ def build_unet(
     train_encoder: bool = False,
     train_encoder_batch_norm: bool = False,
     decoder: str = "tutorial",
-    enlargement: float = 1.0,
     precision: str = "float32",
     seed: int = 0,
 ) -> keras.Model:
@@ -45,9 +43,6 @@ def build_unet(
         train_encoder_batch_norm: Whether its BatchNorm learns too; otherwise it
             stays in inference mode.
         decoder: "tutorial" or "light", a function of `decoders`.
-        enlargement: How many times larger than S the side is at which encoder and
-            decoder work, rounded up to a multiple of 32. Small images have finer
-            features then, nearer in size to those of the encoder's own training.
         precision: "float32", "mixed_bfloat16" or "mixed_float16".
         seed: Seed of the weights that are not loaded.
 
@@ -56,10 +51,9 @@ def build_unet(
     """
     keras.config.set_dtype_policy(precision)
     keras.utils.set_random_seed(seed)
-    side = 32 * math.ceil(round(image_size * enlargement / 32, 6))  # 320 x 1.1 is 352.
     network = pretrained.build(
         encoder,
-        image_size=side,
+        image_size=image_size,
         alpha=encoder_alpha,
         weights=encoder_weights,
         download=download,
@@ -74,19 +68,8 @@ def build_unet(
     network = folding.fold(network)
 
     image = keras.Input((image_size, image_size, 3), name="image")
-    seen = image if side == image_size else _resized(image, side)
-    taps = network(pretrained.normalise(encoder, seen))
+    taps = network(pretrained.normalise(encoder, image))
     *skips, features = keras.tree.flatten(taps)  # (N, S/32, S/32, channels)
     logits = DECODERS[decoder](features, skips, num_classes)
     logits = keras.layers.Activation("linear", dtype="float32", name="logits")(logits)
-    if side != image_size:
-        logits = _resized(logits, image_size)
     return keras.Model(image, logits, name="unet")
-
-
-def _resized(values: keras.KerasTensor, side: int) -> keras.KerasTensor:
-    """Returns (N, side, side, channels) of (N, ., ., channels) float32, bilinearly.
-
-    Not by Keras' layer: it tells those behind it that they are trained, unless told.
-    """
-    return keras.ops.image.resize(values, (side, side))

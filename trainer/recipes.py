@@ -6,13 +6,13 @@ from typing import Any
 from trainer.flags import setting
 
 # The defaults are TensorFlow's tutorial. The rest was chosen on validation data only,
-# of Oxford-IIIT Pet at 128 pixels: `benchmarks.quality` shows what it comes to.
+# of Oxford-IIIT Pet: `benchmarks.quality` shows what it comes to.
 RECIPES: dict[str, dict[str, Any]] = {
     "tutorial": {},
     "best": dict(
         train_encoder=True,
         decoder="light",
-        enlargement=1.5,
+        image_size=224,
         crop_scale_min=0.55,
         brightness=0.1,
         contrast=0.2,

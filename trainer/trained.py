@@ -37,7 +37,6 @@ def build(
         train_encoder=settings.train_encoder,
         train_encoder_batch_norm=settings.train_encoder_batch_norm,
         decoder=settings.decoder,
-        enlargement=settings.enlargement,
         precision=settings.precision,
         seed=settings.seed,
     )
