@@ -18,13 +18,14 @@ from trainer.layers import SyncBatchNorm, UpConv
 
 
 def unet(*, image_size: int, num_classes: int, seed: int, **_) -> keras.Model:
-    """Returns a model of the U-Net's kinds of layers, one of each."""
+    """Returns a model of a frozen encoder and a decoder, as few layers as that takes."""
     keras.utils.set_random_seed(seed)
     image = keras.Input((image_size, image_size, 3), name="image")
     x = keras.layers.Rescaling(1 / 127.5, -1.0)(image)
     features = keras.layers.AveragePooling2D(16)(x)
     for width, kernel in ((256, 1), (512, 3)):
-        features = keras.layers.Conv2D(width, kernel, padding="same")(features)
+        frozen = keras.layers.Conv2D(width, kernel, padding="same", trainable=False)
+        features = frozen(features)
     features = keras.layers.ReLU()(SyncBatchNorm(name="norm")(features))
     features = keras.layers.UpSampling2D(8)(features)
     logits = UpConv(num_classes, use_bias=True, name="logits")

@@ -34,7 +34,7 @@ def test_a_run_that_fails_is_an_error_with_its_last_words(tmp_path: pathlib.Path
 
 def test_minutes_are_set_beside_the_tutorials():
     test = {"mean_iou": 0.7, "pixel_accuracy": 0.9, "loss": 1.0}
-    best = {**test, "mean_iou": 0.8}
+    best = {**test, "mean_iou": 0.8, "mirrored_mean_iou": 0.81}
     runs = {
         "tutorial": {"minutes": 16.0, "told": [], "test": test},
         "best": {"minutes": 12.0, "told": [(1.0, 0.69), (2.0, 0.7)], "test": best},
@@ -47,8 +47,8 @@ def test_minutes_are_set_beside_the_tutorials():
     assert found["ours"]["minutes_to_tutorials"] is None
     assert "loss" not in found["best"]
     lines = quality.table(found).splitlines()
-    assert lines[3] == "| best | 12.0 | 2.0 | 0.8000 | 0.9000 | - | - | - |"
-    assert lines[4].startswith("| ours | 8.0 | - | 0.7000 |")
+    assert lines[3] == "| best | 12.0 | 2.0 | 0.8000 | 0.8100 | 0.9000 | - | - | - |"
+    assert lines[4].startswith("| ours | 8.0 | - | 0.7000 | - | 0.9000 |")
 
 
 def test_each_run_is_a_command_that_the_trainer_takes(tmp_path: pathlib.Path):
