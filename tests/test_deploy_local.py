@@ -16,6 +16,7 @@ from deploy.order import Order
 
 ROOT = pathlib.Path(local.__file__).parents[1]
 SMALL = ["--image_size=32", "--noexport", "--num_pictures=1", "--test_split=none"]
+SMALL += ["--encoder_alpha=0.35", "--encoder_weights=none"]
 
 
 def variables(**settings) -> list[dict[str, str]]:
