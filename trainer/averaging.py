@@ -39,6 +39,7 @@ class Average:
             for weight, mean in zip(self._weights, self._means, strict=True)
         }
 
+    @tf.autograph.experimental.do_not_convert
     def update(self, strategy: tf.distribute.Strategy, step: tf.Tensor) -> None:
         """Takes the weights into the means, on all replicas.
 

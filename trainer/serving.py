@@ -39,7 +39,9 @@ class Served(tf.Module):
             tf.TensorSpec((None, self._size, self._size, 3), tf.uint8)
         )
 
-    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name=IMAGE)])
+    @tf.function(
+        input_signature=[tf.TensorSpec((None,), tf.string, name=IMAGE)], autograph=False
+    )
     def masks(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns a PNG of class ids for each image file, at that image's own size.
 
@@ -62,7 +64,8 @@ class Served(tf.Module):
         return {MASK: masks}
 
     @tf.function(
-        input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8, name="images")]
+        input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8, name="images")],
+        autograph=False,
     )
     def pixels(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns what is seen in images of one size, at the model's size.

@@ -236,10 +236,9 @@ def make_train_steps(
     """
     # Only the loop below is AutoGraph's: it would rewrite the sources of all layers, in
     # seconds at the start of each process.
-    plain = tf.autograph.experimental.do_not_convert
-    step = plain(_make_step(strategy, model, optimizer, loss, loss_scale, clip_norm))
-    update = plain(average.update) if average is not None else None
-    now, tensors = plain(_now), plain(_tensors)
+    step = tf.autograph.experimental.do_not_convert(
+        _make_step(strategy, model, optimizer, loss, loss_scale, clip_norm)
+    )
     if jit_compile:
         step = tf.function(step, jit_compile=True, autograph=False)
 
@@ -248,13 +247,13 @@ def make_train_steps(
         total, loss = tf.constant(0.0, tf.float64), tf.constant(0.0)
         taken, waited = tf.constant(0), tf.constant(0.0, tf.float64)
         for _ in tf.range(n):
-            asked = now(strategy)
+            asked = _now(strategy)
             batch = next(iterator)
-            with tf.control_dependencies(tensors(strategy, batch)):
-                waited += now(strategy) - asked
+            with tf.control_dependencies(_tensors(strategy, batch)):
+                waited += _now(strategy) - asked
             loss = strategy.reduce("sum", step(batch), axis=None)
-            if update is not None:
-                update(strategy, optimizer.iterations.value)
+            if average is not None:
+                average.update(strategy, optimizer.iterations.value)
             total += tf.cast(loss, tf.float64)
             taken += 1
             if not tf.math.is_finite(loss):
@@ -268,6 +267,7 @@ def make_train_steps(
     return train_steps
 
 
+@tf.autograph.experimental.do_not_convert
 def _now(strategy: tf.distribute.Strategy) -> tf.Tensor:
     """Returns seconds."""
     if isinstance(strategy, tf.distribute.TPUStrategy):
@@ -277,5 +277,6 @@ def _now(strategy: tf.distribute.Strategy) -> tf.Tensor:
     return tf.ensure_shape(seconds, ())
 
 
+@tf.autograph.experimental.do_not_convert
 def _tensors(strategy: tf.distribute.Strategy, batch: tuple) -> list[tf.Tensor]:
     return [t for part in batch for t in strategy.experimental_local_results(part)]
