@@ -2,7 +2,7 @@
 
     python -m tests.small --job_dir=...
 
-To trace the U-Net takes most of a short run. This one has few layers, and weights of some
+To trace the U-Net takes much of a short run. This one has few layers, and weights of some
 megabytes all the same, so that a save takes its time.
 """
 

@@ -42,9 +42,9 @@ def command(gcs, bucket, pets):
     if not gcs.names(bucket, "data/"):
         gcs.upload(pets(8, n_test=2, shards=2), f"gs://{bucket}/data")
 
-    def make(name: str, *more: str) -> list[str]:
+    def make(name: str, *more: str, module: str = "tests.small") -> list[str]:
         places = f"--data_dir=gs://{bucket}/data", f"--job_dir=gs://{bucket}/{name}"
-        return [sys.executable, "-m", "tests.small", *places, *FLAGS, *more]
+        return [sys.executable, "-m", module, *places, *FLAGS, *more]
 
     return make
 
@@ -141,8 +141,8 @@ def test_a_run_killed_while_it_saves_ends_as_if_it_had_not_been(
 
 @pytest.mark.slow
 def test_a_run_leaves_its_model_in_the_bucket(gcs, bucket, command, ended):
-    of_unet = command("exports", "--export", "--total_steps=2")
-    out, _ = ended([x.replace("tests.small", "trainer.task") for x in of_unet])
+    flags = ("--export", "--total_steps=2")
+    out, _ = ended(command("exports", *flags, module="trainer.task"))
     target = f"gs://{bucket}/exports/export/1"
     assert f"model, to serve: {target}" in out
     names = {"saved_model.pb", "model.json", "fingerprint.pb"}
