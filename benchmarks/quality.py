@@ -6,9 +6,9 @@
 Each run is a process of its own on the same data, cores and code. Minutes are those of
 the whole process, from its start to its end; minutes to a quality end with the line that
 tells of it. What is to be reached is the mean IoU of the tutorial after its 20 epochs: on
-test for the tutorial, which keeps no validation data; on validation for our job. All are
-judged on test at the tutorial's 128 pixels, whatever the model sees; ours a second time
-as the mean over each image and its mirror image.
+test for the tutorial, which keeps no validation data; on validation, at the size that the
+model sees, for our job. All are judged on test at the tutorial's 128 pixels, whatever the
+model sees; ours a second time as the mean over each image and its mirror image.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """The benchmark of quality: which minute counts, and what the table says."""
 
+import json
 import pathlib
 import sys
 
@@ -30,6 +31,23 @@ def test_a_run_that_fails_is_an_error_with_its_last_words(tmp_path: pathlib.Path
     command = [sys.executable, "-c", "import sys; sys.exit('no such data')"]
     with pytest.raises(RuntimeError, match="exit code 1(?s:.)*no such data"):
         quality.timed(command, tmp_path / "log")
+
+
+@pytest.mark.slow
+def test_a_run_is_judged_at_the_tutorials_size_whatever_it_sees(tmp_path, pets):
+    from trainer import evaluate, task
+
+    job_dir, at = tmp_path / "job", f"--at={quality.SIZE}"
+    small = ("--image_size=32", "--encoder_alpha=0.35", "--encoder_weights=none")
+    steps = ("--total_steps=2", "--batch_size=2", "--val_fraction=0.4")
+    places = (f"--data_dir={pets(6, n_test=3)}", f"--job_dir={job_dir}", "--noexport")
+    assert task.main([*places, *small, *steps]) == 0
+    found = quality.result("best", tmp_path)
+    for flags, name in (([], "mean_iou"), (["--tta=flip"], "mirrored_mean_iou")):
+        assert evaluate.main([f"--job_dir={job_dir}", at, *flags]) == 0
+        path = job_dir / f"evaluation-test-128{'-flip' if flags else ''}.json"
+        judged = json.loads(path.read_text(encoding="utf-8"))["metrics"]
+        assert found[name] == judged["mean_iou"]
 
 
 def test_minutes_are_set_beside_the_tutorials():
