@@ -103,7 +103,7 @@ def through(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
 
 def examples(run: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields image and mask of each test example at the model's size."""
-    from trainer import data, trained
+    from trainer import streams, trained
     from trainer.examples import Examples
 
     opened = trained.open_dataset(run.settings)
@@ -111,8 +111,8 @@ def examples(run: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     assert test is not None, "the data set needs a test split"
     reader = Examples(test.files, test.file_lengths, None)
     size = run.settings.image_size
-    with data.iterator(
-        lambda stop: data.eval_batches(
+    with streams.iterator(
+        lambda stop: streams.eval_batches(
             *(opened, test, reader), image_size=size, batch_size=1, stop=stop
         )
     ) as stream:

@@ -111,7 +111,7 @@ def measure(data_dir: pathlib.Path, rounds: int, batches: int) -> dict[str, list
         rounds: Turns of each.
         batches: Of a turn that decodes; the others take ten times as many.
     """
-    from trainer import data, dataset
+    from trainer import data, dataset, streams
 
     opened = dataset.open_dataset(NAME, data_dir=str(data_dir), val_fraction=0.01)
     order = dict(image_size=IMAGE_SIZE, batch_size=BATCH_SIZE, seed=0, start=0)
@@ -123,7 +123,7 @@ def measure(data_dir: pathlib.Path, rounds: int, batches: int) -> dict[str, list
             examples = readers["train"]
 
             def stream(stop, examples=examples, augmentation=augmentation):
-                return data.train_batches(
+                return streams.train_batches(
                     opened,
                     examples,
                     window=4096,
@@ -132,7 +132,7 @@ def measure(data_dir: pathlib.Path, rounds: int, batches: int) -> dict[str, list
                     **order,
                 )
 
-            streams[kind] = open_streams.enter_context(data.iterator(stream))
+            streams[kind] = open_streams.enter_context(streams.iterator(stream))
         counts = {
             kind: batches if kind in ("limit", "cold") else 10 * batches
             for kind in streams

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from trainer import data, dataset, order, records
+from trainer import data, dataset, order, records, streams
 from trainer.examples import Examples
 
 SIZE = 32
@@ -50,7 +50,7 @@ def train(opened, count, *, start=0, batch_size=4, cache="memory", augmentation=
     examples = train_reader(opened, cache, augmentation)
 
     def stream(stop):
-        return data.train_batches(
+        return streams.train_batches(
             opened,
             examples,
             image_size=SIZE,
@@ -67,7 +67,7 @@ def train(opened, count, *, start=0, batch_size=4, cache="memory", augmentation=
 
 def taken(stream, count, batch_size):
     """Returns the first `count` images and masks of an endless stream."""
-    with data.iterator(stream) as batches:
+    with streams.iterator(stream) as batches:
         parts = [next(batches) for _ in range(-(-count // batch_size))]
     image, mask = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
     return image, mask
@@ -81,7 +81,7 @@ def evaluated(opened, split, *, batch_size, replicas=1, cache="none", examples=N
     turns = -(-len(of_split.ids) // (batch_size * replicas))
 
     def stream(stop):
-        return data.eval_batches(
+        return streams.eval_batches(
             opened,
             of_split,
             examples,
@@ -91,7 +91,7 @@ def evaluated(opened, split, *, batch_size, replicas=1, cache="none", examples=N
             stop=stop,
         )
 
-    with data.iterator(stream) as batches:
+    with streams.iterator(stream) as batches:
         return [(image.numpy(), mask.numpy()) for image, mask in batches]
 
 
@@ -265,13 +265,13 @@ def test_without_augmentation_an_example_is_the_same_in_each_epoch(pets, cache):
 
 
 def test_cached_examples_are_read_and_decoded_once(pets, monkeypatch):
-    monkeypatch.setattr(data, "CORES", 2)  # None comes again within as many.
+    monkeypatch.setattr(streams, "CORES", 2)  # None comes again within as many.
     opened = open_pets(pets(12, shards=2))
     examples = data.examples_of(opened, SIZE, "memory")
     calls, batch_size = {"_read_next": 0, "put": 0}, len(opened.train.ids)
 
     def stream(stop):
-        return data.train_batches(
+        return streams.train_batches(
             opened,
             examples["train"],
             image_size=SIZE,
@@ -298,10 +298,10 @@ def test_cached_examples_are_read_and_decoded_once(pets, monkeypatch):
 
 
 def test_elements_go_one_by_one_while_what_is_kept_is_decoded(monkeypatch):
-    monkeypatch.setattr(data, "CORES", 2)
+    monkeypatch.setattr(streams, "CORES", 2)
     elements = [(id, 0, b"x" if id == 1 else b"") for id in range(6)]
     ids = {
-        kept: [chunk[0] for chunk in data._chunks(iter(elements), kept)]
+        kept: [chunk[0] for chunk in streams._chunks(iter(elements), kept)]
         for kept in (True, False)
     }
     assert ids == {True: [[0, 1], [2], [3], [4, 5]], False: [[0, 1, 2, 3, 4, 5]]}
@@ -309,12 +309,12 @@ def test_elements_go_one_by_one_while_what_is_kept_is_decoded(monkeypatch):
 
 def test_what_comes_before_a_damaged_file_is_still_given():
     def elements():
-        yield from ((id, 0, b"") for id in range(data.CHUNK + 2))
+        yield from ((id, 0, b"") for id in range(streams.CHUNK + 2))
         raise ValueError("damaged")
 
-    chunks = data._chunks(elements(), kept=True)
+    chunks = streams._chunks(elements(), kept=True)
     ids = [id for chunk in (next(chunks), next(chunks)) for id in chunk[0]]
-    assert ids == list(range(data.CHUNK + 2))
+    assert ids == list(range(streams.CHUNK + 2))
     with pytest.raises(ValueError, match="damaged"):
         next(chunks)
 
@@ -462,17 +462,19 @@ def test_no_stream_is_tuned_by_a_thread_that_its_deletion_waits_for(pets, monkey
     opened = open_pets(pets(8, shards=2))
     examples = data.examples_of(opened, SIZE, "none")["train"]
     order = dict(image_size=SIZE, seed=3, window=1000, start=0, augmentation=ALL)
-    streams = [
-        data.train_batches(opened, examples, batch_size=2, **order),
-        data.eval_batches(opened, opened.val, examples, image_size=SIZE, batch_size=2),
+    made = [
+        streams.train_batches(opened, examples, batch_size=2, **order),
+        streams.eval_batches(
+            opened, opened.val, examples, image_size=SIZE, batch_size=2
+        ),
     ]
     read = tf.data.Dataset.as_numpy_iterator
     monkeypatch.setattr(
-        tf.data.Dataset, "as_numpy_iterator", lambda ds: streams.append(ds) or read(ds)
+        tf.data.Dataset, "as_numpy_iterator", lambda ds: made.append(ds) or read(ds)
     )
     examples.serialized(0)
-    assert len(streams) == 3
-    assert [ds.options().autotune.enabled for ds in streams] == [False] * 3
+    assert len(made) == 3
+    assert [ds.options().autotune.enabled for ds in made] == [False] * 3
 
 
 @pytest.mark.parametrize("cache", ["memory", "none"])
@@ -481,21 +483,39 @@ def test_a_look_ahead_sees_what_comes_and_changes_nothing(pets, cache):
     examples = train_reader(opened, cache)
 
     order = dict(image_size=SIZE, seed=3, window=1000, augmentation=ALL)
-    looked_at = data.first_examples(opened, examples, count=3, **order)
+    looked_at = streams.first_train_examples(opened, examples, count=3, **order)
     assert [len(part) for part in looked_at] == [3, 3]
 
     def stream(stop):
-        return data.train_batches(
+        return streams.train_batches(
             opened, examples, batch_size=1, start=0, stop=stop, **order
         )
 
     for _ in range(2):  # Where there is a cache, the next look-ahead is into it.
-        with data.iterator(stream) as turns:
+        with streams.iterator(stream) as turns:
             for n in range(3):
                 for ahead, part in zip(looked_at, next(turns), strict=True):
                     assert np.array_equal(ahead[n], part[0])
             [next(turns) for _ in range(len(opened.train.ids))]
-        looked_at = data.first_examples(opened, examples, count=3, **order)
+        looked_at = streams.first_train_examples(opened, examples, count=3, **order)
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_the_first_examples_of_a_split_are_those_that_are_judged(pets, cache):
+    opened = open_pets(pets(8, shards=2, n_test=3))
+    readers = data.examples_of(opened, SIZE, cache)
+
+    def looked_at(split):
+        return streams.first_eval_examples(
+            opened, getattr(opened, split), readers[split], image_size=SIZE, count=2
+        )
+
+    for split in ("val", "test"):
+        before = looked_at(split)
+        [judged] = evaluated(opened, split, batch_size=3, examples=readers[split])
+        for parts in zip(before, looked_at(split), judged, strict=True):
+            assert len(parts[0]) == 2
+            assert all(np.array_equal(part[:2], parts[0]) for part in parts)
 
 
 def test_a_bad_example_is_named_in_a_split_larger_than_train(pets):

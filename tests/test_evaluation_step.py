@@ -14,6 +14,7 @@ from trainer import (
     metrics,
     model,
     records,
+    streams,
 )
 
 SIZE = 32
@@ -57,7 +58,7 @@ def evaluated(opened, strategy, network, batch_size):
     turns = -(-TEST_EXAMPLES // (batch_size * replicas))
 
     def stream(stop):
-        return data.eval_batches(
+        return streams.eval_batches(
             opened,
             opened.test,
             examples,
@@ -68,7 +69,7 @@ def evaluated(opened, strategy, network, batch_size):
         )
 
     run = evaluation_step.make_evaluate(strategy, network, NAMES)
-    with data.iterator(stream, strategy) as batches:
+    with streams.iterator(stream, strategy) as batches:
         found, confusion = run(batches, turns)
     assert confusion.dtype == np.int64
     assert metrics.summary(confusion, NAMES).items() <= found.items()

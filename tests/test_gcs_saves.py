@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import keras
-from trainer import checkpoint, saver, train
+from trainer import checkpoint, saver, saving
 
 for line in sys.stdin:
     told = json.loads(line)
@@ -32,8 +32,8 @@ for line in sys.stdin:
             fence=lambda: None,
         )
         try:
-            with saver.Saver() as saving:
-                saving.start(train.save(job))
+            with saver.Saver() as writer:
+                writer.start(saving.save(job))
             answer = None
         except Exception as error:
             answer = str(error)

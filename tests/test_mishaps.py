@@ -22,10 +22,10 @@ from trainer import (
     interruption,
     job,
     report,
+    saving,
     standing,
     task,
     terminal,
-    train,
 )
 from trainer.judge import Judge
 
@@ -55,7 +55,7 @@ def begin(args: list[str], *steps: int) -> list[str]:
     run = job.prepare(settings, config.directories(settings, {}))
     for step in steps or (2,):
         run.state["step"] = step
-        train.save(run)()
+        saving.save(run)()
     return args
 
 
@@ -205,7 +205,7 @@ def test_an_example_whose_mask_has_another_size_is_named(stopped, data_dir, tmp_
 def no_room_for_checkpoints() -> Iterator[None]:
     """Lets no file grow beyond 512 bytes while a checkpoint is saved."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    save = train.save
+    save = saving.save
 
     def saved_on_a_full_disk(run: job.Job) -> Callable[[], None]:
         write = save(run)
@@ -220,7 +220,7 @@ def no_room_for_checkpoints() -> Iterator[None]:
         return work
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(train, "save", saved_on_a_full_disk)
+        patched.setattr(saving, "save", saved_on_a_full_disk)
         yield
 
 
@@ -429,7 +429,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 def test_a_run_whose_best_checkpoint_is_damaged_finishes_with_the_last(
     begun, tmp_path, capfd, monkeypatch
 ):
-    save = train.save
+    save = saving.save
 
     def spoilt(run: job.Job) -> Callable[[], None]:
         write, at = save(run), run.state["step"]
@@ -441,7 +441,7 @@ def test_a_run_whose_best_checkpoint_is_damaged_finishes_with_the_last(
 
         return work
 
-    monkeypatch.setattr(train, "save", spoilt)
+    monkeypatch.setattr(saving, "save", spoilt)
     monkeypatch.setattr(
         standing,
         "best",

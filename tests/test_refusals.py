@@ -22,7 +22,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from conftest import PET_FEATURES, write_tfds
 
-from trainer import job, task, train
+from trainer import job, saving, task, train
 
 HELP = "; --help shows all flags"
 SUM = (
@@ -569,7 +569,7 @@ def save_a_checkpoint(args: list[str]) -> None:
     settings = task.config.from_args(args)
     run = job.prepare(settings, task.config.directories(settings, {}))
     run.state["step"] = 2
-    train.save(run)()
+    saving.save(run)()
 
 
 @pytest.fixture

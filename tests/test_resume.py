@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from benchmarks import kill
 from tests.runs import assert_same_run, events
-from trainer import checkpoint, config, data, job, standing, task, train
+from trainer import checkpoint, config, data, job, saving, standing, task
 
 SMALL = ["--image_size=32", "--num_pictures=1", "--cache=memory", "--log_every_steps=1"]
 SMALL += ["--noexport"]
@@ -165,7 +165,7 @@ def test_a_restart_goes_on_from_the_last_save_between_evaluations(
     class Killed(BaseException):
         pass
 
-    def killed(run, save=train.save):
+    def killed(run, save=saving.save):
         save(run)()
         if run.state["step"] == 5:
             raise Killed
@@ -175,7 +175,7 @@ def test_a_restart_goes_on_from_the_last_save_between_evaluations(
     more += ["--eval_every_steps=4"]
     assert task.main(command("whole", *more)) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(train, "save", killed)
+        patch.setattr(saving, "save", killed)
         with pytest.raises(Killed):
             task.main(command("halves", *more))
     capfd.readouterr()
@@ -193,12 +193,12 @@ def test_a_restart_whose_end_lies_behind_it_is_evaluated_and_ends(
     class Killed(BaseException):
         pass
 
-    def killed(run, save=train.save):
+    def killed(run, save=saving.save):
         save(run)()
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "save", killed)
+        patch.setattr(saving, "save", killed)
         with pytest.raises(Killed):
             task.main(command("run", "--total_steps=9", "--checkpoint_every_steps=2"))
     assert task.main(command("run", "--total_steps=1")) == 0

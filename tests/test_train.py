@@ -19,12 +19,12 @@ from tests import runs
 from trainer import (
     checkpoint,
     config,
-    data,
     evaluation_step,
     job,
     judge,
     model,
     records,
+    streams,
     task,
     train,
 )
@@ -180,30 +180,46 @@ def test_profile_steps_writes_a_profile(trained, tiny_unet):
     assert list((job_dir / "logs").glob("plugins/profile/*/*.xplane.pb"))
 
 
+def test_examples_that_are_drawn_after_each_evaluation_are_read_once(
+    trained, tiny_unet, monkeypatch
+):
+    read, splits = streams.first_eval_examples, []
+
+    def recorded(dataset, split, *args, **settings):
+        splits.append(split)
+        return read(dataset, split, *args, **settings)
+
+    monkeypatch.setattr(streams, "first_eval_examples", recorded)
+    job_dir = trained("--total_steps=3", "--eval_every_steps=1")
+    drawn = [path.name for path in sorted((job_dir / "pictures").glob("step-*.png"))]
+    assert drawn == [f"step-{at:08d}.png" for at in range(4)]
+    assert len(splits) == 2 and splits[0] is not splits[1]  # Validation's, test's.
+
+
 def test_an_evaluation_leaves_neither_figure_nor_stream_in_memory(
     trained, tiny_unet, monkeypatch
 ):
-    streams, left = [], []
-    make, validate = data.eval_batches, judge.Judge.validate
+    made, left = [], []
+    make, validate = streams.eval_batches, judge.Judge.validate
 
-    def made(*args, **settings):
+    def recorded(*args, **settings):
         stream = make(*args, **settings)
-        streams.append(weakref.ref(stream))
+        made.append(weakref.ref(stream))
         return stream
 
     def validated(one):
         validate(one)
         figures = [x for x in gc.get_objects() if isinstance(x, figure.Figure)]
-        left.append((len(figures), sum(stream() is not None for stream in streams)))
+        left.append((len(figures), sum(stream() is not None for stream in made)))
 
-    monkeypatch.setattr(data, "eval_batches", made)
+    monkeypatch.setattr(streams, "eval_batches", recorded)
     monkeypatch.setattr(judge.Judge, "validate", validated)
     gc.disable()  # Python would look by itself, some day.
     try:
         trained("--total_steps=3", "--eval_every_steps=1")
     finally:
         gc.enable()
-    assert len(streams) >= 6 and left == [(0, 0)] * 3
+    assert len(made) >= 3 and left == [(0, 0)] * 3
 
 
 # ---------------------------------------------------------------------------

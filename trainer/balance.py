@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from absl import logging
 
-from trainer import data, feed, objective, records
+from trainer import data, feed, objective, records, streams
 from trainer.job import Job
 
 
@@ -67,7 +67,7 @@ def _pixels(job: Job, check: Callable[[], None]) -> list[int]:
     counts = np.zeros(256, np.int64)
     stream = feed.eval_batches(job, split, "train", batch_size, turns)
     try:
-        with data.iterator(stream) as batches:
+        with streams.iterator(stream) as batches:
             for _, mask in batches:
                 counts += np.bincount(mask.numpy().ravel(), minlength=256)
                 check()

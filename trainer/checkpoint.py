@@ -236,6 +236,23 @@ def load_file(path: str) -> Checkpoint:
         ) from None
 
 
+def load_initial(path: str) -> Checkpoint:
+    """Returns the checkpoint to start from: a file's, or the best of a job_dir.
+
+    Raises:
+        ValueError: If there is none, or it is damaged.
+    """
+    if path.endswith(".npz"):
+        return load_file(path)
+    directory = os.path.join(path, "checkpoints")
+    best = pointer(directory).get("best")
+    if best is None:
+        raise ValueError(
+            f"init_from must be a job_dir with checkpoints or a .npz file, got {path}"
+        )
+    return load(directory, best)
+
+
 def names(directory: str) -> list[str]:
     """Returns the checkpoints in a directory, whole or not, the newest first."""
     if not tf.io.gfile.isdir(directory):

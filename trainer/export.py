@@ -119,7 +119,7 @@ def calibration(
     """
     import numpy as np
 
-    from trainer import data, examples
+    from trainer import examples, streams
 
     ids = opened.train.ids
     some = np.unique(np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(int))
@@ -127,11 +127,11 @@ def calibration(
     reader = examples.Examples(split.files, split.file_lengths, None)
 
     def batches(stop: "threading.Event") -> "tf.data.Dataset":
-        return data.eval_batches(
+        return streams.eval_batches(
             *(opened, split, reader), image_size=image_size, batch_size=1, stop=stop
         )
 
-    with data.iterator(batches) as stream:
+    with streams.iterator(batches) as stream:
         for image, _ in stream:
             yield image[0].numpy()
 

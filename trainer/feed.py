@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from trainer import data, records
+from trainer import data, records, streams
 from trainer.dataset import Split
 from trainer.job import Job, augmentation
 
@@ -18,7 +18,7 @@ def train_batches(job: Job) -> Callable[[threading.Event], tf.data.Dataset]:
     left = (job.total_steps - at) * job.global_batch_size // workers.count
 
     def batches(stop: threading.Event) -> tf.data.Dataset:
-        return data.train_batches(
+        return streams.train_batches(
             job.dataset,
             job.examples["train"],
             image_size=settings.image_size,
@@ -37,16 +37,29 @@ def train_batches(job: Job) -> Callable[[threading.Event], tf.data.Dataset]:
     return batches
 
 
-def first_examples(job: Job, count: int) -> tuple[np.ndarray, np.ndarray]:
+def first_train_examples(job: Job, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the first images and masks of the order as the model will see them."""
     settings = job.settings
-    return data.first_examples(
+    return streams.first_train_examples(
         job.dataset,
         job.examples["train"],
         image_size=settings.image_size,
         seed=settings.seed,
         window=settings.shuffle_window,
         augmentation=augmentation(settings),
+        count=count,
+    )
+
+
+def first_eval_examples(
+    job: Job, split: Split, name: str, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first images and masks of a split, whose reader has the name."""
+    return streams.first_eval_examples(
+        job.dataset,
+        split,
+        job.examples[name],
+        image_size=job.settings.image_size,
         count=count,
     )
 
@@ -75,7 +88,7 @@ def eval_batches(
         )
 
     def batches(stop: threading.Event) -> tf.data.Dataset:
-        return data.eval_batches(
+        return streams.eval_batches(
             job.dataset,
             split,
             job.examples[name],

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -171,7 +170,7 @@ def prepare(
     )
     same_run.check_on_all(workers, settings, state)
     saved = same_run.as_the_chief(workers, directories.checkpoints, saved)
-    global_batch_size = _global_batch(settings, strategy, saved)
+    global_batch_size = same_run.global_batch(settings, strategy, saved)
     if settings.jit_compile and strategy.num_replicas_in_sync > 1:
         raise ValueError(
             "jit_compile works with one replica only, got "
@@ -288,49 +287,10 @@ def _learning_rate(settings: config.Config, strategy: tf.distribute.Strategy) ->
     return settings.learning_rate * scales[settings.scale_learning_rate]
 
 
-def _global_batch(
-    settings: config.Config,
-    strategy: tf.distribute.Strategy,
-    saved: checkpoint.Checkpoint | None,
-) -> int:
-    """Returns the examples per step: what the run began with, on any replicas."""
-    replicas = strategy.num_replicas_in_sync
-    asked = settings.global_batch_size
-    if saved is None:
-        return distribution.global_batch(replicas, settings.batch_size, asked)
-    began, batch_size = saved.state["global_batch_size"], settings.batch_size
-    changed = batch_size != saved.state["batch_size"]
-    if asked is None and changed and batch_size * replicas != began:
-        raise ValueError(
-            f"batch_size must stay {saved.state['batch_size']} to go on from "
-            f"{saved.name}, whose steps are of {began} examples, got {batch_size} on each "
-            f"of {replicas} replicas; give another --job_dir for a new run"
-        )
-    if asked not in (None, began):
-        raise ValueError(
-            f"global_batch_size must stay {began} to go on from {saved.name}, got "
-            f"{asked}; give another --job_dir for a new run"
-        )
-    return distribution.global_batch(replicas, settings.batch_size, began)
-
-
 def _start_from(unet: keras.Model, path: str) -> None:
     """Gives the model the weights of another run."""
-    other = checkpoint.judged(_initial(path).arrays)
+    other = checkpoint.judged(checkpoint.load_initial(path).arrays)
     try:
         checkpoint.assign(other, checkpoint.named_variables(unet))
     except ValueError as error:
         raise ValueError(f"init_from must fit the model, got {path}: {error}") from None
-
-
-def _initial(path: str) -> checkpoint.Checkpoint:
-    """Returns the checkpoint to start from: a file's, or the best of a job_dir."""
-    if path.endswith(".npz"):
-        return checkpoint.load_file(path)
-    directory = os.path.join(path, "checkpoints")
-    best = checkpoint.pointer(directory).get("best")
-    if best is None:
-        raise ValueError(
-            f"init_from must be a job_dir with checkpoints or a .npz file, got {path}"
-        )
-    return checkpoint.load(directory, best)

@@ -5,9 +5,19 @@ import gc
 import math
 from collections.abc import Callable, Iterator
 
+import numpy as np
 from absl import logging
 
-from trainer import data, evaluation_step, feed, gallery, objective, pictures, records
+from trainer import (
+    data,
+    evaluation_step,
+    feed,
+    gallery,
+    objective,
+    pictures,
+    records,
+    streams,
+)
 from trainer.dataset import Split
 from trainer.job import Job
 from trainer.report import Reporter
@@ -29,6 +39,8 @@ class Judge:
         names = job.dataset.class_names
         self._evaluate = evaluation_step.make_evaluate(job.strategy, job.model, names)
         self._predict = evaluation_step.make_predict(job.strategy, job.model)
+        # Image and mask of the examples that are drawn again and again, by split.
+        self._drawn: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def validate(self) -> None:
         """Adds an evaluation of validation to the state, its row and its pictures."""
@@ -68,7 +80,7 @@ class Judge:
         turns = math.ceil(most / (batch_size * replicas))
         stream = feed.eval_batches(job, split, name, batch_size, turns)
         try:
-            with data.iterator(stream, job.strategy) as batches:
+            with streams.iterator(stream, job.strategy) as batches:
                 found, confusion = self._evaluate(batches, turns, self._check)
         except records.ERRORS:
             elements = data.eval_elements(
@@ -89,10 +101,15 @@ class Judge:
         job = self._job
         if self._reporter is None:
             return None
-        batch_size = min(job.settings.num_pictures, len(split.ids))
-        stream = feed.eval_batches(job, split, name, batch_size)
-        with data.iterator(stream) as batches:
-            image, mask = (part.numpy() for part in next(batches))
+        if name not in self._drawn:
+            count = min(job.settings.num_pictures, len(split.ids))
+            try:
+                self._drawn[name] = feed.first_eval_examples(job, split, name, count)
+            except records.ERRORS:
+                elements = data.eval_elements(split, job.examples[name])
+                records.explain(job.dataset, job.examples[name], elements)
+                raise
+        image, mask = self._drawn[name]
         names = list(job.dataset.class_names)
         drawn = pictures.panels(image, mask, self._predict(image), names)
         return self._reporter.picture(picture, drawn, job.state["step"])
@@ -123,7 +140,7 @@ class Judge:
                 if enough():
                     return
 
-        with data.iterator(stream) as batches:
+        with streams.iterator(stream) as batches:
             classes = len(job.dataset.class_names)
             return gallery.choose(seen(batches), classes, total=len(split.ids))
 
@@ -133,7 +150,7 @@ class Judge:
         if self._reporter is None:
             return None
         try:
-            image, mask = feed.first_examples(job, job.settings.num_pictures)
+            image, mask = feed.first_train_examples(job, job.settings.num_pictures)
         except records.ERRORS:
             feed.explain(job)
             raise

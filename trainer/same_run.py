@@ -29,6 +29,36 @@ def check_settings(state: dict[str, Any], saved: checkpoint.Checkpoint) -> None:
         )
 
 
+def global_batch(
+    settings: config.Config,
+    strategy: tf.distribute.Strategy,
+    saved: checkpoint.Checkpoint | None,
+) -> int:
+    """Returns the examples per step: what the run began with, on any replicas.
+
+    Raises:
+        ValueError: If others are asked for than it began with.
+    """
+    replicas = strategy.num_replicas_in_sync
+    asked = settings.global_batch_size
+    if saved is None:
+        return distribution.global_batch(replicas, settings.batch_size, asked)
+    began, batch_size = saved.state["global_batch_size"], settings.batch_size
+    changed = batch_size != saved.state["batch_size"]
+    if asked is None and changed and batch_size * replicas != began:
+        raise ValueError(
+            f"batch_size must stay {saved.state['batch_size']} to go on from "
+            f"{saved.name}, whose steps are of {began} examples, got {batch_size} on each "
+            f"of {replicas} replicas; give another --job_dir for a new run"
+        )
+    if asked not in (None, began):
+        raise ValueError(
+            f"global_batch_size must stay {began} to go on from {saved.name}, got "
+            f"{asked}; give another --job_dir for a new run"
+        )
+    return distribution.global_batch(replicas, settings.batch_size, began)
+
+
 def check_on_all(
     workers: distribution.Workers, settings: config.Config, state: dict[str, Any]
 ) -> None:

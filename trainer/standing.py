@@ -31,3 +31,10 @@ def stop_reason(job: Job) -> str | None:
         if since_best >= settings.early_stopping_evals:
             return "early_stopping_evals"
     return None
+
+
+def not_finite(what: str) -> FloatingPointError:
+    """Returns the error that ends a run whose numbers are lost, with the way out."""
+    return FloatingPointError(
+        f"{what}; try a lower --learning_rate or --clip_norm in a new --job_dir"
+    )

@@ -13,13 +13,11 @@ test the best, export it, report.html, result.json
 """
 
 import contextlib
-import copy
 import functools
 import math
 import resource
 import sys
 import time
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 import keras
@@ -30,7 +28,6 @@ from absl import logging
 from trainer import (
     balance,
     checkpoint,
-    data,
     ending,
     feed,
     interruption,
@@ -38,8 +35,10 @@ from trainer import (
     objective,
     records,
     report,
+    saving,
     standing,
     step,
+    streams,
     telling,
 )
 from trainer.clock import Clock
@@ -202,7 +201,7 @@ class Run:
         save_every = settings.checkpoint_every_steps or math.inf
         profiling, before, began = False, state["seconds"], time.monotonic()
 
-        with data.iterator(feed.train_batches(job), job.strategy) as batches:
+        with streams.iterator(feed.train_batches(job), job.strategy) as batches:
             while True:
                 job.fence()
                 n = _steps_in_call(job, eval_every, clock.seconds_per_step)
@@ -230,7 +229,7 @@ class Run:
                     raise
                 at = state["step"] = at + taken
                 if not np.isfinite(loss):
-                    raise _not_finite(f"the loss at step {at} is {loss}")
+                    raise standing.not_finite(f"the loss at step {at} is {loss}")
                 state["loss_sum"] += loss_sum
                 state["loss_steps"] += taken
                 clock.tick(taken, time.monotonic() - called, waited)
@@ -289,7 +288,7 @@ class Run:
             # What is on the disk is not written over: an evaluation that was made after
             # it is told by the pointer alone.
             saved = at == self._saved_step
-            write = point(job) if saved else save(job)
+            write = saving.point(job) if saved else saving.save(job)
             if self._reporter is not None:
                 self._saver.start(*self._reporter.flush(), write)
         self._saved_step, self._saved_at = at, time.monotonic()
@@ -321,46 +320,6 @@ class Run:
         state["loss_sum"], state["loss_steps"] = 0.0, 0
 
 
-def save(job: Job) -> Callable[[], None]:
-    """Takes what the run is at its step; returns the work of writing it.
-
-    The work writes a checkpoint, moves the pointer to it, deletes old ones. The run may
-    go on meanwhile.
-
-    Raises:
-        FloatingPointError: If a variable is not finite.
-    """
-    directory, keep = job.directories.checkpoints, job.settings.keep_checkpoints
-    job.state["time_saved"] = time.time()
-    arrays, state = checkpoint.values(job.variables), copy.deepcopy(job.state)
-    for name, array in arrays.items():
-        if not np.isfinite(array).all():  # The loss tells at the next step only.
-            raise _not_finite(f"after step {state['step']} {name} is not finite")
-    move_pointer = point(job)
-
-    def write() -> None:
-        latest = checkpoint.save(directory, arrays, state, job.fence)
-        job.fence()  # Each of them may take long.
-        move_pointer()
-        job.latest = latest
-        job.fence()
-        checkpoint.prune(directory, keep)
-
-    return write
-
-
-def point(job: Job) -> Callable[[], None]:
-    """Returns the work of pointing to the checkpoint of this step, and to the best."""
-    at = job.state["step"]
-    best_step = standing.best(job)["step"] if job.state["evaluations"] else at
-    return functools.partial(
-        checkpoint.move_pointer,
-        job.directories.checkpoints,
-        latest=checkpoint.name_of(at),
-        best=checkpoint.name_of(best_step),
-    )
-
-
 # ---------------------------------------------------------------------------
 # Parts of the loop
 
@@ -385,12 +344,6 @@ def _profile(job: Job, at: int | None, running: bool) -> bool:
     if running and not due:
         tf.profiler.experimental.stop()
     return due
-
-
-def _not_finite(what: str) -> FloatingPointError:
-    return FloatingPointError(
-        f"{what}; try a lower --learning_rate or --clip_norm in a new --job_dir"
-    )
 
 
 def _write_failed(job: Job, error: FloatingPointError) -> None:
