@@ -9,8 +9,7 @@ ARG VARIANT=cpu
 FROM ${BASE_IMAGE} AS packages
 ARG VARIANT
 # The environment needs no pip: the base image has one, which installs into it.
-RUN useradd --create-home --uid 1000 segtrainer \
-    && python3 -m venv --without-pip /opt/venv
+RUN python3 -m venv --without-pip /opt/venv
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1
 COPY requirements-image-${VARIANT}.lock /opt/venv/requirements.lock
@@ -28,6 +27,10 @@ RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps \
 FROM packages AS cpu
 
 FROM packages AS gpu
+# Where a machine's driver is mounted, as in NVIDIA's own images.
+ENV LD_LIBRARY_PATH=/usr/local/nvidia/lib:/usr/local/nvidia/lib64 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 FROM packages AS tpu
 RUN ln -s /opt/venv/lib/python3.*/site-packages/libtpu/libtpu.so /lib/libtpu.so
@@ -38,6 +41,7 @@ ENV NEXT_PLUGGABLE_DEVICE_USE_C_API=true \
 # An older buildah finds this stage only where VARIANT is given, as `make image` does.
 FROM ${VARIANT}
 COPY --from=package /package /opt/venv
-USER 1000
-WORKDIR /home/segtrainer
+# As root: where Vertex AI has a trial write its metric, nobody else may write.
+# Source: GoogleCloudPlatform/cloudml-hypertune, issue 6.
+WORKDIR /root
 ENTRYPOINT ["python", "-m", "trainer.task"]

@@ -116,7 +116,7 @@ def measure(data_dir: pathlib.Path, rounds: int, batches: int) -> dict[str, list
     opened = dataset.open_dataset(NAME, data_dir=str(data_dir), val_fraction=0.01)
     order = dict(image_size=IMAGE_SIZE, batch_size=BATCH_SIZE, seed=0, start=0)
     with contextlib.ExitStack() as open_streams:
-        streams = {"limit": iter(limit(list(opened.train.files)))}
+        sources = {"limit": iter(limit(list(opened.train.files)))}
         for kind, (cache, augmentation) in OURS.items():
             size = data.train_size(IMAGE_SIZE, augmentation)
             readers = data.examples_of(opened, IMAGE_SIZE, cache, train_size=size)
@@ -132,17 +132,17 @@ def measure(data_dir: pathlib.Path, rounds: int, batches: int) -> dict[str, list
                     **order,
                 )
 
-            streams[kind] = open_streams.enter_context(streams.iterator(stream))
+            sources[kind] = open_streams.enter_context(streams.iterator(stream))
         counts = {
             kind: batches if kind in ("limit", "cold") else 10 * batches
-            for kind in streams
+            for kind in sources
         }
-        rates: dict[str, list[float]] = {kind: [] for kind in streams}
+        rates: dict[str, list[float]] = {kind: [] for kind in sources}
         passes = -(-len(opened.train.ids) // BATCH_SIZE)
-        for found in streams.values():  # The first pass fills the caches.
+        for found in sources.values():  # The first pass fills the caches.
             turn(found, max(passes, batches))
         for number in range(rounds):
-            for kind, found in streams.items():
+            for kind, found in sources.items():
                 rates[kind].append(turn(found, counts[kind]))
             print(f"round {number + 1} of {rounds}", flush=True)
     return rates

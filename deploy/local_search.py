@@ -92,17 +92,29 @@ def run(
     return 0
 
 
-def measurements(path: str, metric: str) -> list[tuple[int, float]]:
-    """Returns (step, value) of each finite report in a trial's file, in their order."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
-    except (OSError, ValueError):
-        return []
+def measurements(folder: str, metric: str) -> list[tuple[int, float]]:
+    """Returns (step, value) of each finite report of a trial, in their order.
+
+    The tuner's file has the last 100 of them only: that they are told is seen there, all
+    of them are in the run's own rows.
+    """
+    told = [row for row in _rows(replicas.metric_file(folder)) if metric in row]
+    rows = _rows(os.path.join(folder, "metrics.jsonl")) if told else []
     found = [
-        (int(row["global_step"]), float(row[metric])) for row in rows if metric in row
+        (int(row["step"]), float(row[metric]))
+        for row in rows
+        if row["kind"] == "eval" and row.get(metric) is not None
     ]
     return [one for one in found if math.isfinite(one[1])]
+
+
+def _rows(path: str) -> list[dict[str, Any]]:
+    """Returns a row for each line of a file; none where it is missing or damaged."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+    except (OSError, ValueError):
+        return []
 
 
 def _sampled(study: Study, search: Search) -> Any:
@@ -166,8 +178,7 @@ def _ended(
     trial: Trial, code: int, told_to: bool, study: Study, search: Search, folder: str
 ) -> Trial:
     """Returns the trial as it ended, with the measurement that counts."""
-    path = replicas.metric_file(os.path.join(folder, trial.id))
-    found = measurements(path, study.metric)
+    found = measurements(os.path.join(folder, trial.id), study.metric)
     state = "succeeded" if code == 0 and found else "failed"
     if code != 0 and told_to:
         state = "stopped"

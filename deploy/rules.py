@@ -69,6 +69,12 @@ def check_for_cloud(order: Order, settings: Config, region: str) -> None:
             "tensorboard needs service_account, as which the job writes there; give "
             "--service_account=NAME@PROJECT.iam.gserviceaccount.com"
         )
+    for name in ("job_dir", "log_dir"):
+        if order.tensorboard and getattr(settings, name) is not None:
+            raise ValueError(
+                f"tensorboard shows what is in the job's own folder, got {name} "
+                f"{getattr(settings, name)} elsewhere; leave one of them out"
+            )
     for name in ("tensorboard", "kms_key"):
         value = getattr(order, name)
         if value and value.split("/")[3] != region:
@@ -89,6 +95,11 @@ def _check_machines(order: Order) -> None:
         raise ValueError(
             "a TPU job must have one worker: slices of several hosts are not "
             f"supported, got num_workers={order.num_workers}"
+        )
+    if order.machine_type.startswith("ct6e-"):
+        raise ValueError(
+            "machine_type must be one of TPU v5e or before: TensorFlow does not know v6e, "
+            f"got {order.machine_type}"
         )
     chips = re.search(r"-(\d+)t$", order.machine_type)
     asked = math.prod(map(int, (order.tpu_topology or "1").split("x")))
@@ -114,12 +125,24 @@ def _check_strategy(order: Order, settings: Config) -> None:
         raise ValueError(
             f"--strategy=tpu needs a TPU machine, got {order.machine_type}"
         )
-    if order.num_workers > 1 and strategy not in ("auto", "multi_worker"):
+    several = order.num_workers > 1
+    for name in ("download", "fast_dev_run", "num_cpu_devices"):
+        if several and getattr(settings, name):
+            raise ValueError(
+                f"--{name} is for a single worker, got num_workers={order.num_workers}; "
+                "leave it out"
+            )
+    if several and strategy not in ("auto", "multi_worker"):
         raise ValueError(
             f"{order.num_workers} workers need --strategy=multi_worker or auto, got "
             f"{strategy}: each would train for itself"
         )
-    if order.num_workers == 1 and strategy == "multi_worker":
+    if strategy == "mirrored" and not (order.gpus or settings.num_cpu_devices):
+        raise ValueError(
+            "--strategy=mirrored needs GPUs or --num_cpu_devices, got neither; give "
+            "--accelerator_type, or leave it out"
+        )
+    if not several and strategy == "multi_worker":
         raise ValueError(
             "--strategy=multi_worker needs num_workers of 2 or more, got 1"
         )
@@ -128,10 +151,17 @@ def _check_strategy(order: Order, settings: Config) -> None:
             f"--strategy=one_device uses one of the {order.gpus} GPUs; give "
             "--accelerator_count=1 or --strategy=mirrored"
         )
-    if settings.jit_compile and order.num_workers * max(order.gpus, 1) > 1:
+    if order.on_tpu:  # How many replicas its chips are is seen there.
+        return
+    replicas = order.num_workers * (settings.num_cpu_devices or order.gpus or 1)
+    if strategy == "one_device":
+        replicas = 1
+    if settings.jit_compile and replicas > 1:
+        raise ValueError(f"--jit_compile works with one replica only, got {replicas}")
+    if settings.global_batch_size and settings.global_batch_size % replicas:
         raise ValueError(
-            "--jit_compile works with one replica only, got "
-            f"{order.num_workers * max(order.gpus, 1)}"
+            f"--global_batch_size must be a multiple of the {replicas} replicas, got "
+            f"{settings.global_batch_size}"
         )
 
 

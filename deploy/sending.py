@@ -47,11 +47,14 @@ def send(
     # All of them first: without the SDK or credentials nothing is begun.
     project, endpoint = str(order.project), asking.api_endpoint
     services = {region: Service(project, region, endpoint) for region in regions}
-    storage.upload_package(order)
+    for region, request in requests.items():
+        services[region].message(kind, request)
     for region, request in requests.items():
         more = region != regions[-1]
         if kind == service.TUNING:
             storage.check_new(order)
+        if region == regions[0]:
+            storage.upload_package(order)
         try:
             job = services[region].create(kind, request)
         except errors.NoQuota as error:

@@ -65,7 +65,7 @@ class Service:
             NoQuota: If the region has no quota for it.
             Failure: If it is refused, or nobody knows whether it was made.
         """
-        job = self._message(kind, request)
+        job = self.message(kind, request)
         with errors.in_one_line(
             "ordering", f"python -m deploy.jobs list {_where(self)}"
         ):
@@ -134,8 +134,12 @@ class Service:
                     name=name, timeout=CALL_SECONDS
                 )
 
-    def _message(self, kind: str, request: Job) -> Any:
-        """Returns a request in the SDK's own type, which knows every field."""
+    def message(self, kind: str, request: Job) -> Any:
+        """Returns a request in the SDK's own type, which knows every field.
+
+        Raises:
+            ValueError: If that does not know a value.
+        """
         from google.protobuf import json_format
 
         types = self._sdk.CustomJob, self._sdk.HyperparameterTuningJob

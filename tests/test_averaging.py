@@ -146,8 +146,9 @@ def test_the_model_that_is_exported_is_the_one_that_was_judged(ran):
         np.testing.assert_array_equal(ours.numpy(), value(theirs))
 
 
-def test_a_new_run_starts_from_the_means_of_another(ran, monkeypatch):
-    _, first = ran("first", "--ema_decay=0.9")
+def test_a_new_run_starts_from_the_means_of_another(ran, monkeypatch, tmp_path):
+    kept = str(tmp_path / "elsewhere")
+    _, first = ran("first", "--ema_decay=0.9", f"--checkpoint_dir={kept}")
     seen = []
     prepare = job.prepare
 
@@ -158,8 +159,7 @@ def test_a_new_run_starts_from_the_means_of_another(ran, monkeypatch):
 
     monkeypatch.setattr(job, "prepare", prepared)
     ran("second", "--ema_decay=0.5", f"--init_from={first}")
-    best = checkpoint.pointer(str(first / "checkpoints"))["best"]
-    arrays = checkpoint.load_judged(str(first / "checkpoints"), best).arrays
+    arrays = checkpoint.load_judged(kept, checkpoint.pointer(kept)["best"]).arrays
     [start] = seen
     for name, array in start.items():
         kind, _, path = name.partition("/")

@@ -381,6 +381,40 @@ def test_cache_auto_takes_memory_where_the_examples_fit(
     assert readers["train"].cached is cached
 
 
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        (
+            {
+                "memory.max": "1000\n",
+                "memory.current": "900\n",
+                "memory.stat": "anon 5\ninactive_file 300\n",
+            },
+            400,
+        ),
+        (
+            {
+                "memory/memory.limit_in_bytes": "500",
+                "memory/memory.usage_in_bytes": "600",
+                "memory/memory.stat": "cache 7\ntotal_inactive_file 50\n",
+            },
+            0,
+        ),
+        ({"memory.max": "max\n", "memory.current": "9\n", "memory.stat": ""}, 5000),
+        ({}, 5000),
+    ],
+)
+def test_free_memory_is_that_of_the_container_where_it_has_less(
+    tmp_path, monkeypatch, files, free
+):
+    memory = type("Memory", (), {"available": 5000})
+    monkeypatch.setattr(data.psutil, "virtual_memory", lambda: memory)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert data._free_bytes(str(tmp_path)) == free
+
+
 # ---------------------------------------------------------------------------
 # The batches of an evaluation
 
@@ -516,6 +550,40 @@ def test_the_first_examples_of_a_split_are_those_that_are_judged(pets, cache):
         for parts in zip(before, looked_at(split), judged, strict=True):
             assert len(parts[0]) == 2
             assert all(np.array_equal(part[:2], parts[0]) for part in parts)
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_a_look_ahead_of_one_of_several_workers_holds_nothing_back_for_the_others(
+    pets, cache
+):
+    opened = open_pets(pets(12, shards=1))
+    readers = data.examples_of(opened, SIZE, cache, worker=0, workers=2)
+    size, examples = dict(image_size=SIZE), readers["train"]
+    for want in (False, True):
+        streams.first_train_examples(
+            *(opened, examples), **size, seed=3, window=1000, augmentation=None, count=2,
+            want=want,
+        )  # fmt: skip
+        streams.first_eval_examples(
+            *(opened, opened.val, readers["val"]), **size, count=2, want=want
+        )
+        if not want and cache == "none":
+            assert [len(one._pending) for one in readers.values()] == [2, 2, 0]
+    assert len(examples._pending) > 2
+
+
+def test_what_fills_up_a_batch_is_not_read_again(pets, monkeypatch):
+    opened, reads = open_pets(pets(6, n_test=4, shards=1)), []
+    read_next = Examples._read_next
+
+    def counted(self, shard, id):
+        reads.append(id)
+        read_next(self, shard, id)
+
+    monkeypatch.setattr(Examples, "_read_next", counted)
+    [(image, mask)] = evaluated(opened, "test", batch_size=7)
+    assert reads == [0, 1, 2, 3] and len(image) == 7
+    assert (mask[4:] == records.IGNORED).all()
 
 
 def test_a_bad_example_is_named_in_a_split_larger_than_train(pets):

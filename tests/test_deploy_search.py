@@ -25,14 +25,21 @@ def test_a_search_begins_in_a_new_folder_only(capsys, tmp_path):
 
 
 def test_the_measurements_of_a_trial_are_those_of_its_metric(tmp_path):
-    path = tmp_path / "output.metrics"
+    trial, told = tmp_path / "1", pathlib.Path(replicas.metric_file(f"{tmp_path}/1"))
+    told.parent.mkdir(parents=True)
     rows = [
-        {"global_step": "4", "val_loss": "0.5", "trial": "1"},
-        {"global_step": "8", "other": "0.1", "trial": "1"},
-        {"global_step": "12", "val_loss": "0.75", "trial": "1"},
+        {"kind": "eval", "step": 4, "val_loss": 0.5},
+        {"kind": "train", "step": 8, "loss": 0.1},
+        {"kind": "eval", "step": 8, "val_loss": None},
+        *({"kind": "eval", "step": at, "val_loss": 0.75} for at in range(12, 600, 4)),
     ]
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    assert local_search.measurements(str(path), "val_loss") == [(4, 0.5), (12, 0.75)]
+    written = "".join(f"{json.dumps(row)}\n" for row in rows)
+    (trial / "metrics.jsonl").write_text(written)
+    assert local_search.measurements(str(trial), "val_loss") == []  # None was told.
+    told.write_text('{"global_step": "596", "val_loss": "0.75"}\n')
+    found = local_search.measurements(str(trial), "val_loss")
+    assert found[:2] == [(4, 0.5), (12, 0.75)] and len(found) == 148
+    assert local_search.measurements(str(trial), "other") == []
     assert local_search.measurements(str(tmp_path / "none"), "val_loss") == []
 
 
@@ -51,6 +58,8 @@ class Trained:
         if value is None:
             return 1
         path.write_text(json.dumps({"global_step": "9", "val_loss": str(value)}) + "\n")
+        row = {"kind": "eval", "step": 9, "val_loss": value}
+        (path.parents[1] / "metrics.jsonl").write_text(json.dumps(row) + "\n")
         return 0
 
     def stop(self) -> None:

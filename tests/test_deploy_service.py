@@ -377,7 +377,7 @@ def in_storage(gcs, gcs_bucket, monkeypatch) -> str:
     return gcs_bucket
 
 
-def test_a_package_is_uploaded_to_the_jobs_folder(
+def test_a_package_is_uploaded_beside_the_jobs_folder(
     orders, vertex, gcs, in_storage, tmp_path
 ):
     package = tmp_path / "segtrainer-0.1.0.tar.gz"
@@ -385,11 +385,30 @@ def test_a_package_is_uploaded_to_the_jobs_folder(
     bucket = f"--bucket=gs://{in_storage}"
     code, _, err = orders.submit(bucket, f"--package={package}")
     assert code == 0, err
-    name = "pets-1/packages/segtrainer-0.1.0.tar.gz"
+    name = "packages/pets-1/segtrainer-0.1.0.tar.gz"  # A job's folder begins empty.
     assert gcs.objects(in_storage) == {name: b"an sdist"}
     [pool] = vertex.jobs()[0]["jobSpec"]["workerPoolSpecs"]
     uris = pool["pythonPackageSpec"]["packageUris"]
     assert uris == [f"gs://{in_storage}/{name}"]
+
+
+def test_a_search_takes_a_package_too_and_a_refused_order_uploads_none(
+    orders, vertex, gcs, in_storage, tmp_path
+):
+    package = tmp_path / "segtrainer-0.1.0.tar.gz"
+    package.write_bytes(b"an sdist")
+    args = [*NAMED, f"--bucket=gs://{in_storage}", f"--package={package}"]
+    unknown = "--accelerator_type=NVIDIA_L5"
+    code, _, err = orders("deploy.submit", *args, unknown, after=tuple(TRAINER))
+    assert code == 2 and "NVIDIA_L5 is no AcceleratorType" in err
+    assert gcs.objects(in_storage) == {}
+    assert orders("deploy.tune", *args, *SEARCH, after=tuple(TRAINER))[0] == 0
+    assert list(gcs.objects(in_storage)) == ["packages/pets-1/segtrainer-0.1.0.tar.gz"]
+    gcs.put(f"gs://{in_storage}/pets-1/1/config.json", b"{}")
+    package.write_bytes(b"another")
+    assert orders("deploy.tune", *args, *SEARCH, after=tuple(TRAINER))[0] == 2
+    assert b"another" not in gcs.objects(in_storage).values()
+    assert len(vertex.jobs()) == 1
 
 
 def test_a_search_does_not_go_on_in_another_region_among_the_trials_of_the_first(

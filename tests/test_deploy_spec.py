@@ -46,7 +46,7 @@ def test_a_package_runs_in_the_image(tmp_path, capsys):
     assert "containerSpec" not in pool
     assert pool["pythonPackageSpec"] == {
         "executorImageUri": "us-docker.pkg.dev/p/r/segtrainer:1",
-        "packageUris": ["gs://pets/jobs/pets-1/packages/segtrainer-0.1.0.tar.gz"],
+        "packageUris": ["gs://pets/jobs/packages/pets-1/segtrainer-0.1.0.tar.gz"],
         "pythonModule": "trainer.task",
         "args": TRAINER,
         "env": [{"name": "A", "value": "1"}],
@@ -186,6 +186,33 @@ REFUSALS = [
         ["--num_workers=2"],
         [*TRAINER, "--jit_compile"],
         "--jit_compile works with one replica only, got 2",
+    ),
+    (
+        ["--num_workers=2"],
+        [*TRAINER, "--download"],
+        "--download is for a single worker, got num_workers=2; leave it out",
+    ),
+    (["--num_workers=2"], ["--fast_dev_run"], "--fast_dev_run is for a single worker"),
+    (
+        ["--num_workers=2"],
+        [*TRAINER, "--num_cpu_devices=2"],
+        "--num_cpu_devices is for a single worker",
+    ),
+    (
+        [],
+        [*TRAINER, "--strategy=mirrored"],
+        "--strategy=mirrored needs GPUs or --num_cpu_devices, got neither",
+    ),
+    (
+        [L4, "--accelerator_count=2", "--num_workers=2"],
+        [*TRAINER, "--global_batch_size=50"],
+        "--global_batch_size must be a multiple of the 4 replicas, got 50",
+    ),
+    (["--machine_type=ct6e-standard-4t"], None, "machine_type must be one of TPU v5e"),
+    (
+        [f"--tensorboard={BOARD}", "--service_account=a@b.com"],
+        [*TRAINER, "--log_dir=gs://pets/logs"],
+        "tensorboard shows what is in the job's own folder, got log_dir gs://pets/logs",
     ),
 ]
 

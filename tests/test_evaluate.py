@@ -94,6 +94,13 @@ def shrunk(image: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(square), 0, 255).astype(np.float32)
 
 
+def test_a_run_whose_encoder_was_fetched_is_judged_without_fetching(run):
+    written = json.loads((run / "config.json").read_text())
+    written["settings"] |= {"encoder_alpha": 0.5, "download": True}
+    (run / "config.json").write_text(json.dumps(written))
+    assert evaluated(run)["examples"] == 7
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 16])
 def test_at_the_models_size_figures_are_those_of_the_run(run, batch_size):
     found = evaluated(run, f"--batch_size={batch_size}")

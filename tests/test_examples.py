@@ -62,6 +62,18 @@ def test_with_a_cache_each_example_is_read_once_in_many_epochs(stored, reads):
     assert not examples._pending
 
 
+def test_memory_is_for_those_that_may_be_kept_only(stored):
+    kept = np.array([6, 1])
+    examples = Examples(stored, [5, 3], cache_size=2, kept=kept)
+    assert examples._images.shape == (2, 2, 2, 3)
+    for id in kept:
+        assert examples.serialized(id) == NAMES[id]
+        examples.put(id, np.full((2, 2, 3), id), np.full((2, 2), id))
+    for id in kept:
+        image, mask = examples.get(id)
+        assert (image == id).all() and (mask == id).all()
+
+
 def test_an_example_that_is_not_decoded_yet_is_given_again_without_reading(
     stored, reads
 ):

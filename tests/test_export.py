@@ -353,6 +353,10 @@ def test_an_export_that_stops_leaves_the_one_before(tmp_path, tree):
     with pytest.raises(OSError, match="lost"):
         placing.put(str(tmp_path / "1"), make, lost)
     assert tree(tmp_path) == before
+    (tmp_path / "1").rename(tmp_path / ".segtrainer-old-1")  # By one that was killed.
+    with pytest.raises(OSError, match="lost"):
+        placing.put(str(tmp_path / "1"), make, lost)
+    assert tree(tmp_path) == before
 
 
 def test_in_a_bucket_the_model_is_the_last_to_come_and_the_first_to_go(

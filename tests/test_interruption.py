@@ -133,6 +133,22 @@ def test_what_the_metadata_server_announces_is_told_to_the_run(metadata, key, va
     assert (notice.reason, notice.code) == (f"{key} is {value}", 143)
 
 
+def test_maintenance_that_was_announced_before_the_run_is_waited_for(metadata):
+    environ, said = metadata
+    said["maintenance-event"] = "TERMINATE_ON_HOST_MAINTENANCE"
+    with interruption.listening(60, environ) as notice:
+        notice.started(lambda: "")
+        time.sleep(0.8)
+        assert notice.reason is None  # Else a restart would leave again and again.
+        said["maintenance-event"] = "NONE"
+        time.sleep(0.8)
+        said["maintenance-event"] = "TERMINATE_ON_HOST_MAINTENANCE"
+        give_up = time.monotonic() + 10
+        while notice.reason is None and time.monotonic() < give_up:
+            time.sleep(0.01)
+    assert notice.reason == "maintenance-event is TERMINATE_ON_HOST_MAINTENANCE"
+
+
 def test_off_google_cloud_nobody_is_asked_again(monkeypatch):
     monkeypatch.setattr(interruption, "METADATA_SECONDS", 0.1)
     environ = {"GCE_METADATA_HOST": "127.0.0.1:9"}

@@ -271,8 +271,12 @@ def test_only_an_earlier_prediction_is_written_over(run, photos, tmp_path, capsy
     out = tmp_path / "out"
     out.mkdir()
     (out / "b.png").write_text("drawn by hand")
-    assert predicted(run, out, str(photos)) == 2
-    assert "must hold no files but of an earlier" in capsys.readouterr().err
+    for left in ("b.png", "classes.json"):
+        assert predicted(run, out, str(photos)) == 2
+        assert "must hold no files but of an earlier" in capsys.readouterr().err
+        assert (out / "b.png").read_text() == "drawn by hand", left
+        (out / "classes.json").write_text('{"classes": ["cat"]}')  # Of a data set's.
+    (out / "classes.json").unlink()
     assert (out / "b.png").read_text() == "drawn by hand"
     (out / "b.png").rename(out / "mine.txt")
     assert predicted(run, out, str(photos)) == 0

@@ -241,6 +241,22 @@ def test_a_turned_image_is_stored_upright_where_asked(tmp_path, folder):
     assert tf.io.decode_png(stored_image).shape[:2] == upright.size[::-1]
 
 
+def test_files_that_cannot_be_opened_are_named_like_all_that_is_wrong(
+    tmp_path, folder, capsys
+):
+    folder(4)
+    image, mask = tmp_path / "images" / "p0.jpg", tmp_path / "masks" / "p1.png"
+    for path in (image, mask):
+        path.unlink()
+        path.symlink_to(tmp_path / "gone")
+    (tmp_path / "images" / "p2.jpg").write_bytes(b"no picture")
+    assert run(tmp_path, CLASSES) == command.REFUSED
+    told = capsys.readouterr().out
+    assert "defect: unreadable image (2)" in told and "p2.jpg: " in told
+    assert f"{image}: No such file or directory\n" in told
+    assert f"{mask}: No such file or directory\n" in told
+
+
 def spoil(folder: pathlib.Path) -> dict[str, str]:
     """Makes every kind of defect in a folder of 12 pairs; returns file by kind."""
     images, masks = folder / "images", folder / "masks"

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from conftest import PET_FEATURES, write_tfds
 
-from trainer import job, saving, task, train
+from trainer import checkpoint, job, same_run, saving, task, train
 
 HELP = "; --help shows all flags"
 SUM = (
@@ -681,6 +682,31 @@ def test_weights_of_another_model_are_refused(
         "model/logits/kernel must be of shape (3, 3, 3, 2), got (3, 3, 3, 3)"
     )
     assert not (tmp_path / "new").exists()
+
+
+def test_checkpoints_of_another_run_are_refused(
+    refused, begun: list[str], tmp_path: pathlib.Path
+):
+    apart = f"--checkpoint_dir={tmp_path}/run/checkpoints"
+    before = contents(tmp_path / "run")
+    assert refused(*begun, f"--job_dir={tmp_path}/new", apart) == (
+        f"checkpoint_dir must be the run's own, got {tmp_path}/run/checkpoints with those "
+        f"of {tmp_path}/run; give another --checkpoint_dir for a new run"
+    )
+    assert contents(tmp_path / "run") == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_replicas_that_do_not_divide_the_steps_of_a_run_are_refused(begun: list[str]):
+    three: Any = types.SimpleNamespace(num_replicas_in_sync=3)
+    state = {"global_batch_size": 64, "batch_size": 64}
+    saved = checkpoint.Checkpoint("step-00000002", {}, state)
+    with pytest.raises(ValueError) as refusal:
+        same_run.global_batch(task.config.from_args(begun), three, saved)
+    assert str(refusal.value) == (
+        "replicas must divide the 64 examples of a step to go on from step-00000002, got "
+        "3; take so many devices, or give another --job_dir for a new run"
+    )
 
 
 def test_init_from_a_damaged_checkpoint_is_refused(

@@ -72,6 +72,16 @@ def test_a_checkpoint_that_was_not_judged_has_no_validation(run):
     assert found.step == 4 and found.validation == {}
 
 
+def test_an_evaluation_that_came_after_the_save_is_the_checkpoints(run):
+    directory = str(run / "checkpoints")
+    saved = checkpoint.load(directory, "step-00000003")
+    assert saved.state["evaluations"][-1]["step"] == 3
+    state = {**saved.state, "evaluations": []}  # As a run that was told to stop saves.
+    checkpoint.save(directory, saved.arrays, state)
+    found = trained.load(str(run), "latest")
+    assert found.validation == saved.state["evaluations"][-1]
+
+
 def test_checkpoints_kept_elsewhere_are_found(run, tmp_path):
     (run / "checkpoints").rename(tmp_path / "elsewhere")
     written = json.loads((run / "config.json").read_text())

@@ -244,7 +244,8 @@ def load_initial(path: str) -> Checkpoint:
     """
     if path.endswith(".npz"):
         return load_file(path)
-    directory = os.path.join(path, "checkpoints")
+    written = files.read_json(os.path.join(path, "config.json")).get("settings", {})
+    directory = written.get("checkpoint_dir") or os.path.join(path, "checkpoints")
     best = pointer(directory).get("best")
     if best is None:
         raise ValueError(
@@ -266,7 +267,7 @@ def load_latest(directory: str) -> Checkpoint | None:
     """Returns the newest whole checkpoint; warns of each that it passes over.
 
     Raises:
-        ValueError: If there are checkpoints and none is whole.
+        ValueError: If the pointer says that there are some, and none is whole.
     """
     passed_over = []
     for name in names(directory):

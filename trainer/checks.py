@@ -41,9 +41,13 @@ class Look:
 def look(pair: Pair, rule: masks.Rule, turn: bool) -> Look:
     """Returns what a pair holds and what is wrong with it."""
     defects: list[Defect] = []
-    with open(pair.image, "rb") as file:
-        data = file.read()
-    size = _image_size(pair, data, turn, defects)
+    data, size = b"", None
+    try:
+        with open(pair.image, "rb") as file:
+            data = file.read()
+        size = _image_size(pair, data, turn, defects)
+    except OSError as error:
+        defects.append(Defect("unreadable image", pair.image, _reason(error)))
     ids = _ids(pair, rule, defects)
     turned = any(
         defect.kind == "turned by EXIF" and defect.refused for defect in defects
@@ -103,10 +107,10 @@ def _image_size(
 
 def _ids(pair: Pair, rule: masks.Rule, defects: list[Defect]) -> np.ndarray | None:
     """Returns a mask's class ids, (H, W) uint8."""
-    if not os.path.getsize(pair.mask):
-        defects.append(Defect("empty file", pair.mask, "holds no byte"))
-        return None
     try:
+        if not os.path.getsize(pair.mask):
+            defects.append(Defect("empty file", pair.mask, "holds no byte"))
+            return None
         stored = masks.read_mask(pair.mask, coloured=rule.colours is not None)
     except UNREADABLE as error:
         defects.append(Defect("unreadable mask", pair.mask, _reason(error)))
@@ -120,6 +124,8 @@ def _ids(pair: Pair, rule: masks.Rule, defects: list[Defect]) -> np.ndarray | No
 
 def _reason(error: Exception) -> str:
     """Returns what a plugin said, without the object in memory that it speaks of."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     text = re.sub(r"{{.*?}} ?| ?\[Op:.*\]", "", text)
     return text.partition(" <_io")[0].removesuffix(" file") or type(error).__name__

@@ -1,5 +1,6 @@
 """Which examples of a data set a run reads, in which order, and what it keeps of them."""
 
+import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,27 +39,57 @@ def examples_of(
     num_pixels += len(dataset.val.ids) * image_size**2
     num_bytes = 4 * num_pixels
     if cache == "auto":
-        fits = num_bytes <= CACHE_SHARE * psutil.virtual_memory().available
+        fits = num_bytes <= CACHE_SHARE * _free_bytes()
         cache = "memory" if fits else "none"
     cached = cache == "memory"
 
-    def reader(split: Split, size: int | None) -> Examples:
-        return Examples(split.files, split.file_lengths, size if cached else None)
+    def reader(split: Split, size: int | None, ids: np.ndarray) -> Examples:
+        size = size if cached else None
+        return Examples(split.files, split.file_lengths, size, ids)
 
-    readers = {"train": reader(dataset.train, train_size)}
-    alike = dataset.val.files == dataset.train.files and train_size == image_size
-    shared = alike and cached
-    readers["val"] = readers["train"] if shared else reader(dataset.val, image_size)
+    train, val = dataset.train, dataset.val
+    if cached and val.files == train.files and train_size == image_size:
+        both = np.concatenate([train.ids, val.ids])
+        readers = dict.fromkeys(("train", "val"), reader(train, train_size, both))
+    else:
+        readers = {
+            "train": reader(train, train_size, train.ids),
+            "val": reader(val, image_size, val.ids),
+        }
     if cached:
-        train, val = (
-            np.array_split(split.ids, workers)[worker]
-            for split in (dataset.train, dataset.val)
+        of_train, of_val = (
+            np.array_split(split.ids, workers)[worker] for split in (train, val)
         )
-        readers["train"].want(_with_their_files(dataset.train, train))
-        readers["val"].want(val)
+        readers["train"].want(_with_their_files(train, of_train))
+        readers["val"].want(of_val)
     if dataset.test is not None:
-        readers["test"] = reader(dataset.test, None)
+        readers["test"] = reader(dataset.test, None, dataset.test.ids)
     return readers
+
+
+def _free_bytes(groups: str = "/sys/fs/cgroup") -> int:
+    """Returns how much memory this process can still have, of the machine's or its own.
+
+    A container's limit is that of its control group, of Linux' version 2 or 1.
+    """
+    free = psutil.virtual_memory().available
+    for limit, used, stat, inactive in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        (
+            *("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+            *("memory/memory.stat", "total_inactive_file"),
+        ),
+    ):
+        try:
+            most, taken, rows = (
+                pathlib.Path(groups, name).read_text(encoding="ascii")
+                for name in (limit, used, stat)
+            )
+            idle = dict(row.split() for row in rows.splitlines())[inactive]
+            free = min(free, int(most) - int(taken) + int(idle))
+        except (OSError, ValueError, KeyError):  # There is none, or it says "max".
+            continue
+    return max(free, 0)
 
 
 def _with_their_files(split: Split, ids: np.ndarray) -> np.ndarray:
@@ -90,6 +121,7 @@ def train_elements(
     worker: int = 0,
     workers: int = 1,
     keep: bool = False,
+    want: bool = True,
 ) -> Iterator[tuple[int, int, bytes]]:
     """Yields (id, epoch, serialized) for ever, from a position of the order on.
 
@@ -103,13 +135,15 @@ def train_elements(
         worker: Number of this worker, which takes its part of each step.
         workers: How many there are.
         keep: Whether to hold the examples back for who asks next.
+        want: Whether to hold back those too that are passed on the way to others.
     """
     for taken in order.steps(
         split.shard_lengths, seed=seed, window=window, start=start, size=step_size
     ):
         epochs, positions = (order.part(part, worker, workers) for part in taken)
         ids = split.ids[positions]
-        examples.want(ids.ravel())
+        if want:
+            examples.want(ids.ravel())
         for id, epoch in zip(ids.flat, epochs.flat, strict=True):
             yield int(id), int(epoch), examples.serialized(int(id), keep)
 
@@ -122,17 +156,21 @@ def eval_elements(
     worker: int = 0,
     workers: int = 1,
     keep: bool = False,
+    want: bool = True,
 ) -> Iterator[tuple[int, int, bytes]]:
     """Yields (id, 0, serialized) of each example of a worker, then padding.
 
-    See `train_elements` for `keep`.
+    See `train_elements` for `keep` and `want`.
     """
-    ids = np.array_split(split.ids, workers)[worker]
-    examples.want(ids)
+    ids, serialized = np.array_split(split.ids, workers)[worker], b""
+    if want:
+        examples.want(ids)
     for id in ids.tolist():
-        yield id, 0, examples.serialized(id, keep)
+        serialized = examples.serialized(id, keep)
+        yield id, 0, serialized
     if len(ids) < pad_to:
         fill = int(ids[-1] if len(ids) else split.ids[0])
-        serialized = examples.serialized(fill)
+        if examples.cached or not len(ids):  # Else its file would be read once more.
+            serialized = examples.serialized(fill)
         for _ in range(pad_to - len(ids)):
             yield fill, PADDING, serialized

@@ -42,7 +42,7 @@ def _ready(settings: Evaluation) -> Callable[[], int]:
         bucket.check(where, output_dir, bucket.WRITE)
     else:
         report.check_directory(where, output_dir)
-    of_run = dataclasses.replace(model.settings, download=False)
+    of_run = model.settings
     if settings.data_dir:
         of_run = dataclasses.replace(of_run, data_dir=settings.data_dir, try_gcs=False)
     opened = _opened(trained.data_dir(of_run), of_run, model)

@@ -34,10 +34,15 @@ class Examples:
         files: Paths, local or gs://.
         lengths: Number of examples in each file.
         cache_size: Side of the decoded squares to keep, pixels; keeps none if absent.
+        kept: Ids of those that may be kept; all when absent.
     """
 
     def __init__(
-        self, files: Sequence[str], lengths: Sequence[int], cache_size: int | None
+        self,
+        files: Sequence[str],
+        lengths: Sequence[int],
+        cache_size: int | None,
+        kept: np.ndarray | None = None,
     ) -> None:
         self.files = files
         self._last = np.cumsum(lengths)
@@ -50,9 +55,12 @@ class Examples:
         self.unreadable: ValueError | None = None  # What `serialized` raised.
         self.cached = cache_size is not None
         if cache_size is not None:
+            kept = np.arange(total) if kept is None else kept
+            self._row = np.full(total, -1)
+            self._row[kept] = np.arange(len(kept))
             # Memory is taken page by page, as examples come.
-            self._images = np.empty((total, cache_size, cache_size, 3), np.uint8)
-            self._masks = np.empty((total, cache_size, cache_size), np.uint8)
+            self._images = np.empty((len(kept), cache_size, cache_size, 3), np.uint8)
+            self._masks = np.empty((len(kept), cache_size, cache_size), np.uint8)
             self._held = np.zeros(total, bool)
 
     def want(self, ids: np.ndarray) -> None:
@@ -88,14 +96,16 @@ class Examples:
 
     def put(self, id: int, image: np.ndarray, mask: np.ndarray) -> None:
         """Keeps a decoded example: (S, S, 3) uint8 and (S, S) uint8."""
-        self._images[id], self._masks[id] = image, mask
+        row = self._row[id]
+        self._images[row], self._masks[row] = image, mask
         with self._lock:
             self._held[id] = True
             self._drop(id)
 
     def get(self, id: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns a decoded example that `put` kept."""
-        return self._images[id], self._masks[id]
+        row = self._row[id]
+        return self._images[row], self._masks[row]
 
     def name(self, id: int) -> str:
         """Returns how a person finds the example."""

@@ -83,7 +83,7 @@ def _ready(settings: Export) -> Callable[[], int]:
         run = model.settings
         if settings.data_dir is not None:
             run = dataclasses.replace(run, data_dir=settings.data_dir, try_gcs=False)
-        opened = trained.open_dataset(dataclasses.replace(run, download=False))
+        opened = trained.open_dataset(run)
         images = functools.partial(
             calibration, opened, run.image_size, settings.calibration_examples
         )

@@ -48,6 +48,7 @@ def first_train_examples(job: Job, count: int) -> tuple[np.ndarray, np.ndarray]:
         window=settings.shuffle_window,
         augmentation=augmentation(settings),
         count=count,
+        want=job.workers.count == 1,  # Others read most of what comes next.
     )
 
 
@@ -61,6 +62,7 @@ def first_eval_examples(
         job.examples[name],
         image_size=job.settings.image_size,
         count=count,
+        want=job.workers.count == 1,
     )
 
 

@@ -21,12 +21,14 @@ from absl import logging
 # The code by which Vertex AI knows that a worker was preempted, and starts it again.
 PREEMPTED = 128 + signal.SIGTERM
 CODES = {signal.SIGTERM: PREEMPTED, signal.SIGINT: 130}
-# Source: cloud.google.com/compute/docs/metadata/predefined-metadata-keys
+# Sources: cloud.google.com/compute/docs/metadata/predefined-metadata-keys, and
+# /compute/docs/gpus/gpu-host-maintenance: a machine with GPUs is told an hour before.
 METADATA = "http://{}/computeMetadata/v1/instance/{}"
 METADATA_HOST = "metadata.google.internal"
+MAINTENANCE = "maintenance-event"
 NOTICES = {
     "preempted": ("TRUE",),
-    "maintenance-event": ("TERMINATE_ON_HOST_MAINTENANCE",),
+    MAINTENANCE: ("TERMINATE_ON_HOST_MAINTENANCE",),
 }
 METADATA_SECONDS = 1.0  # Between questions, and for an answer.
 MOST_UNANSWERED = 6  # First questions.
@@ -154,8 +156,11 @@ def listening(grace_seconds: float, environ: Mapping[str, str]) -> Iterator[Noti
 def _ask_metadata(host: str, notice: Notice, ended: threading.Event) -> None:
     """Asks again and again whether this machine will be taken away.
 
-    Off Google Cloud, where nobody answers the first questions, it asks no more.
+    Off Google Cloud, where nobody answers the first questions, it asks no more. A run
+    that was started again on a machine whose maintenance is announced goes on until it
+    comes: it would leave at each start, for an hour.
     """
+    announced: bool | None = None  # Whether it was, since before the first question.
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     left: float = MOST_UNANSWERED
     while left > 0 and not ended.wait(METADATA_SECONDS):
@@ -172,5 +177,7 @@ def _ask_metadata(host: str, notice: Notice, ended: threading.Event) -> None:
                 left -= 1
                 continue
             left = math.inf  # It is there; an outage later means nothing.
-            if said in stopping:
+            if key == MAINTENANCE:
+                announced = said in stopping and announced is not False
+            if said in stopping and not (key == MAINTENANCE and announced):
                 notice.tell(f"{key} is {said}")

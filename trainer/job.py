@@ -82,6 +82,7 @@ def new_state(settings: config.Config, examples: list[int]) -> dict[str, Any]:
         "global_batch_size": None,
         "class_names": None,
         "learning_rate": None,  # As scaled when the run began.
+        "job_dir": None,
         "class_weights": None,  # As counted when the run began, if they are.
         "seconds": 0.0,  # Of training, over all restarts.
         "seconds_of": {},  # Of all its processes, by use; see `clock`.
@@ -151,6 +152,7 @@ def prepare(
     state = new_state(settings, [*opened.train.shard_lengths, len(opened.val.ids)])
     saved = checkpoint.load_latest(directories.checkpoints)
     if saved is not None:
+        same_run.check_place(directories, saved)
         same_run.check_settings(state, saved)
     elif report.read_result(directories.job):
         raise ValueError(
@@ -239,6 +241,7 @@ def prepare(
     )
     job.state["global_batch_size"] = global_batch_size
     job.state["class_names"] = list(opened.class_names)
+    job.state["job_dir"] = same_run.place(directories)
     if saved is not None:
         checkpoint.assign(saved.arrays, job.variables)
     if workers.is_chief:
@@ -266,7 +269,7 @@ def prepare(
 
 def _open(settings: config.Config) -> dataset.Dataset:
     """Returns the data set; the metrics that are asked for must be of its classes."""
-    opened = trained.open_dataset(settings)
+    opened = trained.open_dataset(settings, download=settings.download)
     objective.check_classes(settings.class_weights, tuple(opened.class_names))
     empty = np.zeros([len(opened.class_names)] * 2, np.int64)
     known = ["val_loss"]

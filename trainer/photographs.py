@@ -86,7 +86,8 @@ def check_targets(
                     "images must have different names without their endings, got "
                     f"{other} and {one.path}, both to become {target}; rename one"
                 )
-    if "classes" in files.read_json(os.path.join(output_dir, index)):
+    there = files.read_json(os.path.join(output_dir, index))
+    if {"classes", "checkpoint", "step"} <= there.keys():
         return  # Predicted anew.
     by_folder = collections.defaultdict(set)
     for target in (*target_of, os.path.join(output_dir, index)):

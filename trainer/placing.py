@@ -81,8 +81,11 @@ def put(
     new, old = (
         os.path.join(above, f".{PROGRAM}-{age}-{name}") for age in ("new", "old")
     )
-    for left in (new, old):  # By one that was killed.
-        shutil.rmtree(left, ignore_errors=True)
+    # By one that was killed.
+    shutil.rmtree(new, ignore_errors=True)
+    if os.path.isdir(old) and not os.path.isdir(target):
+        os.rename(old, target)
+    shutil.rmtree(old, ignore_errors=True)
     made_above = not os.path.isdir(above)
     try:
         os.makedirs(new)

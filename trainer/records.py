@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from trainer import resizing
 from trainer.dataset import Dataset
@@ -119,6 +120,7 @@ def explain(
     """
     if examples.unreadable is not None:
         raise examples.unreadable
+    logging.info("A step failed; looking for an example that would make it fail")
     for (id, _, serialized), _ in zip(elements, range(examples.total), strict=False):
         if not serialized:
             continue

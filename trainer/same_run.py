@@ -7,7 +7,24 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainer import checkpoint, config, distribution
+from trainer import checkpoint, config, distribution, files
+
+
+def place(directories: config.Directories) -> str:
+    """Returns the job_dir as it is called from anywhere."""
+    job_dir = directories.job
+    return job_dir if files.remote(job_dir) else os.path.abspath(job_dir)
+
+
+def check_place(directories: config.Directories, saved: checkpoint.Checkpoint) -> None:
+    """Raises ValueError if checkpoints that are kept elsewhere are another run's."""
+    ours, theirs = place(directories), saved.state.get("job_dir")
+    apart = directories.checkpoints != os.path.join(directories.job, "checkpoints")
+    if apart and theirs not in (None, ours):
+        raise ValueError(
+            f"checkpoint_dir must be the run's own, got {directories.checkpoints} with "
+            f"those of {theirs}; give another --checkpoint_dir for a new run"
+        )
 
 
 def check_settings(state: dict[str, Any], saved: checkpoint.Checkpoint) -> None:
@@ -56,7 +73,13 @@ def global_batch(
             f"global_batch_size must stay {began} to go on from {saved.name}, got "
             f"{asked}; give another --job_dir for a new run"
         )
-    return distribution.global_batch(replicas, settings.batch_size, began)
+    if began % replicas:
+        raise ValueError(
+            f"replicas must divide the {began} examples of a step to go on from "
+            f"{saved.name}, got {replicas}; take so many devices, or give another "
+            "--job_dir for a new run"
+        )
+    return began
 
 
 def check_on_all(

@@ -132,10 +132,15 @@ def first_train_examples(
     window: int,
     augmentation: dict[str, Any] | None,
     count: int,
+    want: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first examples of the order as a run sees them; see `_look_at`."""
+    """Returns the first examples of the order as a run sees them; see `_look_at`.
+
+    `want` is whether this reader is asked for all the others next.
+    """
+    order = dict(seed=seed, window=window, start=0)
     elements = data.train_elements(
-        dataset.train, examples, seed=seed, window=window, start=0, keep=True
+        dataset.train, examples, **order, keep=True, want=want
     )
     augmented = functools.partial(_augmented, seed, augmentation, image_size)
     size = data.train_size(image_size, augmentation)
@@ -144,10 +149,19 @@ def first_train_examples(
 
 
 def first_eval_examples(
-    dataset: Dataset, split: Split, examples: Examples, *, image_size: int, count: int
+    dataset: Dataset,
+    split: Split,
+    examples: Examples,
+    *,
+    image_size: int,
+    count: int,
+    want: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first examples of a split as they are judged; see `_look_at`."""
-    elements = data.eval_elements(split, examples, keep=True)
+    """Returns the first examples of a split as they are judged.
+
+    See `first_train_examples` for `want`, and `_look_at`.
+    """
+    elements = data.eval_elements(split, examples, keep=True, want=want)
     some = itertools.islice(elements, count)
     return _look_at(
         dataset, examples, some, image_size, lambda id, epoch, *parts: parts

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from trainer import checkpoint, config, dataset, files, model
+from trainer import checkpoint, config, dataset, files, model, report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +47,12 @@ def data_dir(settings: config.Config) -> str | None:
     return dataset.PUBLIC_DIR if settings.try_gcs else settings.data_dir
 
 
-def open_dataset(settings: config.Config) -> dataset.Dataset:
+def open_dataset(settings: config.Config, *, download: bool = False) -> dataset.Dataset:
     """Returns the data set of a run's settings, its splits as the run takes them.
+
+    Args:
+        settings: Of the run.
+        download: Whether it may be fetched into its data_dir.
 
     Raises:
         ValueError: If it is not there, or not what the settings say.
@@ -56,7 +60,7 @@ def open_dataset(settings: config.Config) -> dataset.Dataset:
     return dataset.open_dataset(
         settings.dataset,
         data_dir=data_dir(settings),
-        download=settings.download and settings.data_dir is not None,
+        download=download and settings.data_dir is not None,
         image_feature=settings.image_feature,
         mask_feature=settings.mask_feature,
         mask_offset=settings.mask_offset,
@@ -100,13 +104,17 @@ def load(job_dir: str, which: str = "best") -> Trained:
     unet = build(settings, len(names))
     checkpoint.assign(saved.arrays, checkpoint.named_variables(unet))
     step = saved.state["step"]
-    judged = [e for e in saved.state["evaluations"] if e["step"] == step]
+    # An evaluation that came after the save is among the rows only.
+    rows = [row for row in report.read_rows(job_dir, step) if row["kind"] == "eval"]
+    judged = [e for e in [*rows, *saved.state["evaluations"]] if e["step"] == step]
     return Trained(
         model=unet,
         settings=settings,
         class_names=names,
         checkpoint=os.path.join(directory, f"{name}.npz"),
         step=step,
-        validation=judged[-1] if judged else {},
+        validation={k: v for k, v in judged[-1].items() if k != "kind"}
+        if judged
+        else {},
         examples=tuple(saved.state["examples"]),
     )
