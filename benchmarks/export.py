@@ -33,7 +33,7 @@ def chosen(images: str, count: int) -> dict[pathlib.Path, tuple[int, int]]:
     from PIL import Image
 
     of_size: dict[tuple[int, int], list[pathlib.Path]] = {}
-    for path in sorted(pathlib.Path(images).rglob("*.jpg")):
+    for path in sorted(pathlib.Path(images).glob("*.jpg")):
         with Image.open(path) as picture:
             of_size.setdefault(picture.size, []).append(path)
     turns = itertools.zip_longest(*of_size.values())  # One of each size, then another.

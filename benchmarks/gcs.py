@@ -104,7 +104,7 @@ def main() -> None:
     if reason := programs.missing():
         sys.exit(reason)
     folder = pathlib.Path(args.data_dir).resolve()
-    files = sorted(folder.rglob("*-train.tfrecord*"))
+    files = sorted((folder / "oxford_iiit_pet").rglob("*-train.tfrecord*"))
     split_bytes = sum(file.stat().st_size for file in files)
     flags = [*FLAGS, f"--epochs={args.epochs}", *args.job_flags]
 

@@ -38,6 +38,7 @@ FLAT = {
 }
 FLAT_COST = 0.05  # Of seconds per example, over those of the smallest data set.
 KEPT = 60  # Samples of a run that the result holds.
+FEWEST = 10  # Looks, and rows, that tell whether a run grows.
 
 
 def command(job_dir: pathlib.Path, *flags: str) -> list[str]:
@@ -178,8 +179,14 @@ def sampled(
         for row in map(json.loads, rows)
         if row["kind"] == "train" and row.get("images_per_second")
     ]
-    found = growth(watch.training(samples, first, steps), steps - first)
-    found |= growth(watch.training(timed, first, steps + 1), steps - first)
+    seen = watch.training(samples, first, steps)
+    rows_seen = watch.training(timed, first, steps + 1)
+    if min(len(seen), len(rows_seen)) < FEWEST:
+        sys.exit(
+            f"{name}: {FEWEST} looks and rows after step {first} tell what grows, got "
+            f"{len(seen)} and {len(rows_seen)}; take more steps"
+        )
+    found = growth(seen, steps - first) | growth(rows_seen, steps - first)
     for what, told in found.items():
         print("{0}: {at_first:.4g}, {slope:+.4g} in 1,000 steps".format(what, **told))
     return {

@@ -152,10 +152,14 @@ def step_rate(path: pathlib.Path) -> float:
     """Returns images/s of our fastest training step: kept by benchmarks.step, or measured.
 
     Args:
-        path: The file that benchmarks.step writes; passed over if of another machine.
+        path: The file that benchmarks.step writes; passed over if of another machine or
+            of steps of other images.
     """
     with contextlib.suppress(ValueError):
-        return kept_rate(machine.kept(path))
+        kept = machine.kept(path)
+        settings = kept["settings"]
+        if (settings["batch_size"], settings["image_size"]) == (BATCH_SIZE, IMAGE_SIZE):
+            return kept_rate(kept)
     from benchmarks import step_tensorflow
 
     batch = step_tensorflow.batch(BATCH_SIZE, IMAGE_SIZE)

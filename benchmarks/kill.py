@@ -44,8 +44,9 @@ MOST_NEW_FILES = 8  # a save makes several: any of them may be the one that is h
 MOST_SECONDS_INTO_SAVE = 0.1
 POLL_SECONDS = 0.002
 STATE = "state"  # the array of a checkpoint that is JSON text: step, history, ...
-# Fields of a row or a state that tell of the clock or the machine, not of the training.
-TIMING = re.compile("second|time|wait|memory|date")
+# Fields of a row or a state that tell of the clock, the machine or the place, not of the
+# training.
+TIMING = re.compile("second|time|wait|memory|date|^job_dir$")
 
 
 def run_killed(

@@ -124,7 +124,9 @@ def two_runs(tmp_path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
         np.savez(
             checkpoints / "step-00000002.npz",
             kernel=np.arange(6, dtype=np.float32),
-            state=np.array(json.dumps({"step": 2, "train_seconds": seconds})),
+            state=np.array(
+                json.dumps({"step": 2, "train_seconds": seconds, "job_dir": name})
+            ),
         )
         pointer = json.dumps({"latest": "step-00000002", "best": "step-00000002"})
         (checkpoints / "checkpoint.json").write_text(pointer)

@@ -3,12 +3,33 @@
 import pathlib
 import sys
 
+import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from benchmarks import growth, repeated, start, watch
 from benchmarks import input as input_pipeline
+
+
+@pytest.mark.slow
+def test_each_way_of_reading_photographs_is_measured(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for index in range(12):
+        image = rng.integers(0, 256, (40, 50, 3), np.uint8)
+        mask = rng.integers(1, 4, (40, 50), np.uint8)
+        for kind, pixels, ending in (("images", image, "jpg"), ("masks", mask, "png")):
+            path = tmp_path / "folder" / kind / f"{index}.{ending}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    (tmp_path / "data").mkdir()
+    input_pipeline.prepare(tmp_path / "folder", tmp_path / "data", 48)
+    for name, value in (("BATCH_SIZE", 4), ("IMAGE_SIZE", 32), ("WARM_BATCHES", 1)):
+        monkeypatch.setattr(input_pipeline, name, value)
+    rates = input_pipeline.measure(tmp_path / "data", rounds=2, batches=1)
+    assert rates.keys() == {"limit", "cold", "cached", "augmented"}
+    assert all(len(found) == 2 and min(found) > 0 for found in rates.values())
 
 
 def test_input_is_compared_with_the_limit_of_the_same_round():

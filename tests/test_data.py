@@ -552,24 +552,21 @@ def test_the_first_examples_of_a_split_are_those_that_are_judged(pets, cache):
             assert all(np.array_equal(part[:2], parts[0]) for part in parts)
 
 
-@pytest.mark.parametrize("cache", ["memory", "none"])
+@pytest.mark.parametrize("want", [True, False])
 def test_a_look_ahead_of_one_of_several_workers_holds_nothing_back_for_the_others(
-    pets, cache
+    pets, want
 ):
     opened = open_pets(pets(12, shards=1))
-    readers = data.examples_of(opened, SIZE, cache, worker=0, workers=2)
-    size, examples = dict(image_size=SIZE), readers["train"]
-    for want in (False, True):
-        streams.first_train_examples(
-            *(opened, examples), **size, seed=3, window=1000, augmentation=None, count=2,
-            want=want,
-        )  # fmt: skip
-        streams.first_eval_examples(
-            *(opened, opened.val, readers["val"]), **size, count=2, want=want
-        )
-        if not want and cache == "none":
-            assert [len(one._pending) for one in readers.values()] == [2, 2, 0]
-    assert len(examples._pending) > 2
+    readers = data.examples_of(opened, SIZE, "none", worker=0, workers=2)
+    order = dict(image_size=SIZE, seed=3, window=1000, augmentation=None)
+    streams.first_train_examples(opened, readers["train"], **order, count=2, want=want)
+    streams.first_eval_examples(
+        *(opened, opened.val, readers["val"]), image_size=SIZE, count=2, want=want
+    )
+    wanted = [int(reader._wanted.sum()) for reader in readers.values()]
+    assert wanted == (
+        [len(opened.train.ids), len(opened.val.ids), 0] if want else [2, 2, 0]
+    )
 
 
 def test_what_fills_up_a_batch_is_not_read_again(pets, monkeypatch):

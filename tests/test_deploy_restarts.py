@@ -95,7 +95,8 @@ def test_all_are_started_again_with_one_where_that_is_asked_for(job, tmp_path):
 def test_processes_are_preempted_one_after_the_other_and_it_costs_no_restart(job):
     script = "trap 'exit 143' TERM; [ $N = 5 ] && exit 0; while :; do sleep 0.02; done"
     other = "trap 'exit 143' TERM; while :; do sleep 0.02; done"
-    settings = dict(preempt_every_seconds=0.2, preemptions=8)
+    # Long enough for each to begin; a bound, should one not have been counted.
+    settings = dict(preempt_every_seconds=0.5, preemptions=8, timeout_seconds=60)
     assert job(script, other, **settings).run() == 0
     taken = [name for name, line in job.said if "is preempted" in name + line]
     assert len(taken) == 7
@@ -107,7 +108,8 @@ def test_processes_are_preempted_one_after_the_other_and_it_costs_no_restart(job
 
 def test_no_more_are_preempted_than_asked_for(job):
     script = "trap 'exit 143' TERM; [ $N = 3 ] && exec sleep 1; exec sleep 600"
-    assert job(script, preempt_every_seconds=0.2, preemptions=2).run() == 0
+    settings = dict(preempt_every_seconds=0.5, preemptions=2, timeout_seconds=60)
+    assert job(script, **settings).run() == 0
     assert job.starts(0) == 3
 
 

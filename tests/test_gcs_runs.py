@@ -120,7 +120,7 @@ def until(condition, process: subprocess.Popen) -> None:
 def test_a_run_killed_while_it_saves_ends_as_if_it_had_not_been(
     gcs, bucket, command, started, ended, fetched, reference
 ):
-    gcs.set_faults(latency_seconds=0.05)  # A save takes long enough to be hit.
+    gcs.set_faults(latency_seconds=0.2)  # A save takes long enough to be hit.
     process = started(command("killed"))
 
     def saves_the_second() -> bool:

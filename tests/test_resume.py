@@ -73,7 +73,7 @@ def test_killed_runs_end_with_the_weights_and_rows_of_the_one_that_was_not(
         flags = [
             *("--deterministic", *SMALL, "--batch_size=4", "--total_steps=12"),
             *("--encoder_weights=none", "--val_fraction=0.25", "--eval_every_steps=5"),
-            "--checkpoint_every_steps=3",
+            *("--checkpoint_every_steps=3", "--schedule=cosine", "--warmup_steps=4"),
         ]
         command = [sys.executable, "-m", "trainer.task", f"--data_dir={data_dir}"]
         return kill.run_killed(

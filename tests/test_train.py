@@ -5,6 +5,7 @@ import gc
 import json
 import math
 import pathlib
+import time
 import types
 import weakref
 
@@ -40,9 +41,11 @@ def data_dir(pets):
 
 
 @pytest.fixture
-def trained(data_dir, tmp_path, capfd):
+def trained(data_dir, tmp_path, capfd, monkeypatch):
     """Runs a job of 3 steps an epoch; returns its job_dir."""
     runs = []
+    # That of the tests is minutes ago.
+    monkeypatch.setattr(task, "_process_start", time.time)
 
     def run(*more, code=0):
         job_dir = tmp_path / f"run-{len(runs)}"
