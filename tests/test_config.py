@@ -41,6 +41,7 @@ OTHER = {
     "encoder_weights": "a b.weights.h5",
     "skip_layers": ("none", "a/b", "c", "it's=odd"),
     "train_encoder": True,
+    "train_encoder_from": 8,
     "encoder_learning_rate": 1e-5,
     "decoder": "light",
     "ema_decay": 0.9,
@@ -97,6 +98,7 @@ NEEDS = {
     "encoder": {"encoder_weights": "none"},
     "encoder_alpha": {"encoder_weights": "none"},
     "train_encoder_batch_norm": {"train_encoder": True},
+    "train_encoder_from": {"train_encoder": True},
     "weight_decay": {"optimizer": "adamw"},
     "focal_gamma": {"loss": "focal"},
 }

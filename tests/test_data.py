@@ -569,6 +569,32 @@ def test_a_look_ahead_of_one_of_several_workers_holds_nothing_back_for_the_other
     )
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_an_epoch_leaves_over_for_a_step_of_the_next_is_read_with_it(
+    pets, monkeypatch, workers
+):
+    opened, reads = open_pets(pets(45, shards=3), val_fraction=0.2), []
+    read_next = Examples._read_next
+    monkeypatch.setattr(
+        Examples, "_read_next", lambda *args: reads.append(1) or read_next(*args)
+    )
+    count, size, epochs = len(opened.train.ids), 8, 4
+    assert count % size and count // size > 3
+    for worker in range(workers):
+        reads.clear()
+        examples = data.examples_of(opened, SIZE, "none")["train"]
+        order = dict(seed=3, window=2, start=0, step_size=size)
+        elements = data.train_elements(
+            opened.train, examples, **order, worker=worker, workers=workers
+        )
+        most = 0
+        for _ in itertools.islice(elements, epochs * count // size * size // workers):
+            most = max(most, len(examples._pending))
+        # A file is read once an epoch; for few are held back but those left over.
+        assert len(reads) <= epochs * sum(opened.train.file_lengths)
+        assert most <= 3 * 2 + 2 * size
+
+
 def test_what_fills_up_a_batch_is_not_read_again(pets, monkeypatch):
     opened, reads = open_pets(pets(6, n_test=4, shards=1)), []
     read_next = Examples._read_next

@@ -32,6 +32,14 @@ def test_trimming_removes_later_events_only(written):
     assert list(written.parent.iterdir()) == [written]
 
 
+def test_a_folder_may_have_a_bracket_in_its_name(written):
+    folder = written.parent / "lr[1e-3]"
+    folder.mkdir()
+    written.rename(folder / written.name)
+    events.trim(str(folder), SUFFIX, up_to(4))
+    assert {step for _, step in runs.events(folder)} == {2, 4}
+
+
 def test_a_file_that_needs_no_trimming_is_left_as_it_is(written):
     before = written.stat()
     events.trim(str(written.parent), SUFFIX, up_to(6))

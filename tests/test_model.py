@@ -80,6 +80,16 @@ def test_training_the_encoders_norms_too_leaves_out_the_moving_averages_only():
     assert all("moving_" in path for path in left_out)
 
 
+def test_an_encoder_that_is_trained_from_a_stride_on_is_frozen_before_it():
+    unet = build(train_encoder=True, train_encoder_from=8)
+    trained = {v.path for v in unet.trainable_weights}
+    kernels = [v.path for v in unet.get_layer("encoder").weights if "kernel" in v.path]
+    first = next(n for n, path in enumerate(kernels) if "block_3_depthwise" in path)
+    assert first > 5
+    assert not trained & set(kernels[:first])
+    assert trained > set(kernels[first:])
+
+
 @pytest.mark.parametrize("num_classes", [2, 5])
 def test_logits_have_the_images_size_and_a_channel_for_each_class(num_classes):
     logits = build(image_size=64, num_classes=num_classes)(images(3, 64))

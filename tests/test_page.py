@@ -213,6 +213,16 @@ def test_ticks_are_round_and_hold_the_range():
         assert 2 <= len(found) <= charts.TICKS + 2
 
 
+def test_small_numbers_on_an_axis_are_told_apart():
+    shown = [charts.label(tick) for tick in charts.ticks(0, 2e-4)]
+    assert shown == ["0", "5e-5", "1e-4", "1.5e-4", "2e-4"]
+
+
+def test_hours_have_no_sixty_minutes():
+    shown = [page._minutes(60 * minutes) for minutes in (4, 95.2, 119.6)]
+    assert shown == ["4.0 min", "1 h 35 min", "2 h 0 min"]
+
+
 def test_a_chart_of_many_steps_has_few_points_and_short_numbers():
     rows = [{"kind": "train", "step": n, "loss": 1.0} for n in range(1, 30_001)]
     drawn = charts.of_run(rows, best_step=20_000, loss="cross_entropy")

@@ -244,6 +244,15 @@ def test_a_file_that_was_cut_is_told_in_one_line(kind, share):
     assert len(str(told.value).splitlines()) == 1
 
 
+def test_a_file_of_right_length_and_wrong_content_is_told_in_one_line():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), "u1")
+    data = bytearray(file_of(noise, "WEBP"))
+    data[40:-40] = bytes(len(data) - 80)
+    with pytest.raises(ValueError, match="is damaged") as told:
+        decoding.decode(bytes(data))
+    assert len(str(told.value).splitlines()) == 1
+
+
 def names(*arguments: object, out: str = "out") -> list[str]:
     return [one.name for one in photographs.find([str(a) for a in arguments], out)]
 

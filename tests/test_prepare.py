@@ -1,8 +1,10 @@
 """A folder of images and masks becomes a data set that a run trains on."""
 
+import io
 import json
 import os
 import pathlib
+import struct
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import tensorflow as tf
 from conftest import draw
 from PIL import Image
 
-from trainer import bucket, command, dataset, prepare, shards, task
+from trainer import bucket, command, dataset, masks, prepare, shards, task
 from trainer.examples import Examples
 
 CLASSES = "--class_names=ground,disc"
@@ -257,6 +259,46 @@ def test_files_that_cannot_be_opened_are_named_like_all_that_is_wrong(
     assert f"{mask}: No such file or directory\n" in told
 
 
+def test_exif_that_says_nothing_turns_nothing(tmp_path, folder):
+    folder(4)
+    for orientation, name in ((0, "p0.jpg"), (9, "p1.jpg")):
+        turned(tmp_path / "images" / name, orientation)
+    before = (tmp_path / "images" / "p1.jpg").read_bytes()
+    assert run(tmp_path, CLASSES, "--turn_images", "--test_fraction=0") == 0
+    data = opened(tmp_path)
+    assert (stored(data.train) | stored(data.val))["p1.jpg"][0] == before
+
+
+def test_a_turned_image_of_16_bits_keeps_its_upper_ones():
+    deep = (np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 3  # Upside down.
+    Image.fromarray(deep).save(file, "PNG", exif=exif)
+    found = tf.io.decode_png(masks.stored_image(file.getvalue(), turn=True), channels=1)
+    assert np.array_equal(found[..., 0], deep[::-1, ::-1] >> 8)
+
+
+def test_ids_of_a_grey_tiff_of_4_bits_are_those_of_the_file(tmp_path):
+    tags = (
+        (256, 4),
+        (257, 1),
+        (258, 4),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, 1),
+    )
+    entries = [struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags]
+    entries.append(struct.pack("<HHII", 279, 4, 1, 2))
+    pixels = bytes([0x01, 0x2F])  # 0, 1, 2, 15.
+    whole = struct.pack("<2sHI", b"II", 42, 10) + pixels
+    whole += struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    (tmp_path / "mask.tif").write_bytes(whole)
+    found = masks.read_mask(str(tmp_path / "mask.tif"), coloured=False)
+    assert found.tolist() == [[0, 1, 2, 15]]
+
+
 def spoil(folder: pathlib.Path) -> dict[str, str]:
     """Makes every kind of defect in a folder of 12 pairs; returns file by kind."""
     images, masks = folder / "images", folder / "masks"
@@ -346,6 +388,19 @@ def test_layout_voc_leaves_out_images_without_mask(tmp_path, folder):
     data = opened(tmp_path)
     assert len(data.class_names) == 21 and data.class_names[1] == "aeroplane"
     assert {*names(data.train), *names(data.val)} == {"p1.jpg", "p2.jpg", "p3.jpg"}
+
+
+def test_lists_of_images_without_masks_leave_nothing_to_train_on(
+    tmp_path, folder, capsys
+):
+    folder(3, encode=indexed)
+    for name in ("p0", "p1"):
+        (tmp_path / "masks" / f"{name}.png").unlink()
+    (tmp_path / "list").write_text("p0\np1\n")
+    flags = ("--layout=voc", f"--train_list={tmp_path / 'list'}")
+    assert run(tmp_path, *flags) == command.REFUSED
+    assert "empty train split" in capsys.readouterr().out
+    assert not (tmp_path / "tfds").exists()
 
 
 def test_the_same_image_twice_in_a_split_is_a_warning(tmp_path, folder, capsys):

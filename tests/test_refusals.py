@@ -148,6 +148,8 @@ FLAGS = {
     "alone; add --train_encoder",
     "--train_encoder_batch_norm": "train_encoder_batch_norm needs train_encoder, got it "
     "alone; add --train_encoder",
+    "--train_encoder_from=8": "train_encoder_from needs train_encoder, got it alone; add "
+    "--train_encoder",
     "--strategy=one_device --num_cpu_devices=2": "num_cpu_devices=2 needs strategy "
     "mirrored, got one_device",
     "--jit_compile --num_cpu_devices=2": "jit_compile works with one replica only, got "

@@ -153,7 +153,9 @@ def ticks(low: float, high: float, integers: bool = False) -> list[float]:
 def label(value: float) -> str:
     """Returns a number as an axis shows it."""
     small = value and abs(value) < 1e-3
-    return f"{value:.0e}".replace("e-0", "e-") if small else f"{round(value, 6):g}"
+    if small:
+        return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
+    return f"{round(value, 6):g}"
 
 
 def whole(number: float) -> str:

@@ -6,8 +6,6 @@ import functools
 import hashlib
 import os
 import re
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -20,11 +18,7 @@ from trainer.defects import Defect
 from trainer.folders import Pair
 
 # What Pillow's plugins and TensorFlow raise for a damaged file.
-UNREADABLE = (
-    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError),
-    *(MemoryError, TypeError, struct.error, zlib.error, tf.errors.OpError),
-    Image.DecompressionBombError,
-)
+UNREADABLE = (*masks.UNREADABLE, tf.errors.OpError, Image.DecompressionBombError)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,6 +53,7 @@ class Config:
     skip_layers: tuple[str, ...] | None = setting("Model", None, "Layers of the encoder that the decoder sees too, at strides 2, 4, 8 and 16, separated by commas; none for no skip.", identity=True)
     train_encoder: bool = setting("Model", False, "Train the encoder too; its BatchNorm stays in inference mode.", identity=True)
     encoder_learning_rate: float | None = setting("Model", None, "With train_encoder: the encoder's learning rate, which follows the same schedule; learning_rate when absent. weight_decay goes by learning_rate still.", low=0, identity=True)
+    train_encoder_from: int = setting("Model", 1, "With train_encoder: stride from which on its layers are trained; those of finer maps stay as they are, and cost no gradient.", low=1, high=32, identity=True)
     train_encoder_batch_norm: bool = setting("Model", False, "With train_encoder: let the encoder's BatchNorm learn as well.", identity=True)
     decoder: str = setting("Model", "tutorial", "tutorial: transposed 3x3 convolutions; light: bilinear and separable, a quarter of the multiplications.", choices=("tutorial", "light"), identity=True)
     init_from: str | None = setting("Model", None, "Start a new run from the best weights of this other job_dir, or from one checkpoint file.")
@@ -181,6 +182,10 @@ class Config:
             raise ValueError(
                 "train_encoder_batch_norm needs train_encoder, got it alone; add "
                 "--train_encoder"
+            )
+        if self.train_encoder_from != 1 and not self.train_encoder:
+            raise ValueError(
+                "train_encoder_from needs train_encoder, got it alone; add --train_encoder"
             )
         if self.encoder_learning_rate is not None and not self.train_encoder:
             raise ValueError(

@@ -1,5 +1,6 @@
 """Which examples of a data set a run reads, in which order, and what it keeps of them."""
 
+import itertools
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -137,15 +138,30 @@ def train_elements(
         keep: Whether to hold the examples back for who asks next.
         want: Whether to hold back those too that are passed on the way to others.
     """
-    for taken in order.steps(
-        split.shard_lengths, seed=seed, window=window, start=start, size=step_size
-    ):
-        epochs, positions = (order.part(part, worker, workers) for part in taken)
-        ids = split.ids[positions]
+
+    def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for taken in order.steps(
+            split.shard_lengths, seed=seed, window=window, start=start, size=step_size
+        ):
+            epochs, positions = (order.part(p, worker, workers).ravel() for p in taken)
+            yield epochs, split.ids[positions]
+
+    for (epochs, ids), (next_epochs, next_ids) in itertools.pairwise(chunks()):
+        newest = epochs.max(initial=0)
+        # What the epoch before has left over was held back as its files were read, and is
+        # taken before the same files are read for this epoch.
+        before = {
+            place: examples.serialized(int(ids[place]), keep)
+            for place in np.flatnonzero(epochs < newest).tolist()
+        }
         if want:
-            examples.want(ids.ravel())
-        for id, epoch in zip(ids.flat, epochs.flat, strict=True):
-            yield int(id), int(epoch), examples.serialized(int(id), keep)
+            left_over = next_ids[next_epochs <= newest]
+            examples.want(np.concatenate([ids[epochs == newest], left_over]))
+        for place, id in enumerate(ids.tolist()):
+            serialized = before.pop(place, None)
+            if serialized is None:
+                serialized = examples.serialized(id, keep)
+            yield id, int(epochs[place]), serialized
 
 
 def eval_elements(

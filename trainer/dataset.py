@@ -170,7 +170,7 @@ def _builder(name: str, data_dir: str, download: bool) -> tfds.core.DatasetBuild
             return tfds.builder_from_directory(data_dir)
         builder = tfds.builder(name, data_dir=data_dir)
         if download:
-            builder.download_and_prepare()
+            _fetch(builder)
     except refused as error:
         # TFDS puts what it was called with in front of the reason.
         reason = str(error).splitlines()[0].split('}": ')[-1].rstrip(".: ")
@@ -184,6 +184,19 @@ def _builder(name: str, data_dir: str, download: bool) -> tfds.core.DatasetBuild
             f"{_listing(data_dir)}; prepare it there, or let --download do it"
         )
     return builder
+
+
+def _fetch(builder: tfds.core.DatasetBuilder) -> None:
+    """Has TFDS download and prepare a data set.
+
+    Raises:
+        OSError: If that fails, in whatever way.
+    """
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # Of a builder's code, which is not ours.
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise OSError(f"TFDS could not prepare {builder.name}: {reason}") from error
 
 
 def _told(info: tfds.core.DatasetInfo) -> dict[str, Any]:

@@ -54,7 +54,9 @@ def decode(data: bytes) -> np.ndarray:
         ) from None
     except Image.DecompressionBombError:
         raise ValueError("has too many pixels") from None
-    except (OSError, SyntaxError, struct.error) as error:  # Pillow's, of damaged files.
+    except ValueError:  # Says it in one line.
+        raise
+    except masks.UNREADABLE as error:
         raise ValueError(f"is damaged: {terminal.one_line(error)}") from None
 
 

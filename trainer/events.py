@@ -82,9 +82,12 @@ def trim(log_dir: str, suffix: str, keeps: Callable[[int, set[str]], bool]) -> N
         suffix: How the names of the run's own end.
         keeps: Says of an event's step and tags whether it stays.
     """
-    for path in tf.io.gfile.glob(
-        os.path.join(log_dir, f"events.out.tfevents.*{suffix}")
-    ):
+    # No pattern: a folder's name may have brackets.
+    there = tf.io.gfile.listdir(log_dir) if tf.io.gfile.isdir(log_dir) else []
+    for name in there:
+        if not (name.startswith("events.out.tfevents.") and name.endswith(suffix)):
+            continue
+        path = os.path.join(log_dir, name)
         kept, trimmed = [], False
         try:
             for record in tf.data.TFRecordDataset(path).as_numpy_iterator():

@@ -112,7 +112,8 @@ def listed(settings: Preparation) -> Listed:
             "group needs a validation split, which training would cut without regard to "
             "groups; give --val_fraction or --val_list"
         )
-    if pairs and "train" not in {split_of[pair.stem] for pair in pairs}:
+    told_why = not pairs and any(defect.refused for defect in wrong)
+    if not told_why and "train" not in {split_of[pair.stem] for pair in pairs}:
         what = "no image is left to train on"
         wrong.append(defects.Defect("empty train split", source.top, what))
     return Listed(source, pairs, rule, names, split_of, wrong)

@@ -72,7 +72,7 @@ class _Lease:
         """Raises OSError if another run may write by now, or soon."""
         if self._taken_by is not None:
             raise OSError(str(lease.refusal(self._directory, self._taken_by)))
-        age = time.monotonic() - self._renewed
+        age = _now() - self._renewed
         if age > self._seconds * (1 - 1 / RENEWALS):
             raise OSError(
                 f"the lease on {self._directory} could not be renewed for {age:.0f} "
@@ -81,7 +81,7 @@ class _Lease:
 
     def take(self) -> None:
         """Takes the lease; waits until it expires where another holds it."""
-        refuse_at, told = time.monotonic() + self._seconds + POLL_SECONDS, False
+        refuse_at, told = _now() + self._seconds + POLL_SECONDS, False
         while not self._write(0):
             generation, holder = self._read()
             if not generation:
@@ -90,7 +90,7 @@ class _Lease:
             if ours or self._age() >= self._seconds:
                 if self._write(generation):
                     return
-            elif time.monotonic() >= refuse_at:
+            elif _now() >= refuse_at:
                 raise lease.refusal(self._directory, holder)
             elif not told:
                 told = True
@@ -130,7 +130,7 @@ class _Lease:
 
     def _write(self, generation: int) -> bool:
         """Writes it over a generation, 0 for none; returns whether it was that one."""
-        blob, asked = self._bucket.blob(self._name), time.monotonic()
+        blob, asked = self._bucket.blob(self._name), _now()
         with _as_os_errors():
             try:
                 blob.upload_from_string(
@@ -179,3 +179,8 @@ def _as_os_errors() -> Iterator[None]:
         yield
     except (exceptions.GoogleAPIError, google.auth.exceptions.GoogleAuthError) as error:
         raise OSError(str(error).splitlines()[0]) from None
+
+
+def _now() -> float:
+    """Returns seconds of a clock that runs on while the machine is suspended."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

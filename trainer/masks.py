@@ -5,6 +5,8 @@ Letters: H height, W width of a picture, pixels.
 
 import dataclasses
 import io
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -17,6 +19,11 @@ ORIENTATION = 0x0112  # EXIF tag.
 # Pillow spreads grey of few bits over 0..255; ids must stay as they are.
 GREY_STEPS = {"L;2": 85, "L;4": 17}
 IDS_SHOWN = 6
+# What Pillow's plugins raise for a damaged file.
+UNREADABLE = (
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError),
+    *(MemoryError, TypeError, struct.error, zlib.error),
+)
 BLACK_AND_WHITE = {0x000000: 0, 0xFFFFFF: 1}
 
 
@@ -101,6 +108,7 @@ def read_mask(path: str, coloured: bool) -> np.ndarray:
         pixels = np.asarray(picture)
     if pixels.ndim != 2 or pixels.dtype.kind not in "biu":
         raise ValueError(f"must hold ids, got pixels of mode {picture.mode}")
+    raw = raw[0] if isinstance(raw, tuple) and raw else raw  # As TIFF's plugin has it.
     step = GREY_STEPS.get(raw, 1) if isinstance(raw, str) else 1
     return pixels.astype(np.int64) // step
 
@@ -164,8 +172,9 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def orientation(picture: Image.Image) -> int:
-    """Returns how EXIF says an image is to be turned; 1 is upright."""
-    return picture.getexif().get(ORIENTATION, 1)
+    """Returns how EXIF says an image is to be turned, 1 to 8; 1 is upright."""
+    said = picture.getexif().get(ORIENTATION)
+    return said if said in range(1, 9) else 1
 
 
 def is_kept(picture: Image.Image) -> bool:
@@ -186,4 +195,8 @@ def stored_image(data: bytes, turn: bool) -> bytes:
         return data
     if turned:
         picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith(
+        "I;16"
+    ):  # Whose upper 8 bits count, as TensorFlow reads it.
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     return png(picture.convert("RGB"))

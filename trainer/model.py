@@ -22,6 +22,7 @@ def build_unet(
     skip_layers: Sequence[str] | None = None,
     download: bool = False,
     train_encoder: bool = False,
+    train_encoder_from: int = 1,
     train_encoder_batch_norm: bool = False,
     decoder: str = "tutorial",
     precision: str = "float32",
@@ -40,6 +41,7 @@ def build_unet(
         skip_layers: Others than the table's.
         download: Whether weights may be fetched.
         train_encoder: Whether the encoder's weights are trained.
+        train_encoder_from: Stride from which on they are.
         train_encoder_batch_norm: Whether its BatchNorm learns too; otherwise it
             stays in inference mode.
         decoder: "tutorial" or "light", a function of `decoders`.
@@ -60,9 +62,12 @@ def build_unet(
         skip_layers=skip_layers,
     )
     network.trainable = train_encoder
+    first = pretrained.first_at(network, train_encoder_from)
+    for layer in network.layers[:first]:
+        layer.trainable = False
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            layer.trainable = train_encoder and train_encoder_batch_norm
+            layer.trainable = layer.trainable and train_encoder_batch_norm
             layer.synchronized = layer.trainable
     # BatchNorm that is not trainable runs in inference mode whatever `training` is.
     network = folding.fold(network)

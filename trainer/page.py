@@ -128,7 +128,8 @@ def _minutes(seconds: float) -> str:
     minutes = seconds / 60
     if minutes < 90:
         return f"{minutes:.1f} min"
-    return f"{minutes // 60:.0f} h {minutes % 60:.0f} min"
+    hours, left = divmod(round(minutes), 60)
+    return f"{hours} h {left} min"
 
 
 def _classes(result: Mapping[str, Any]) -> tuple[str, str]:

@@ -83,6 +83,19 @@ def build(
     return keras.Model(network.input, taps, name="encoder")
 
 
+def first_at(network: keras.Model, stride: int) -> int:
+    """Returns the place among a network's layers of the first whose maps are as coarse.
+
+    What is narrowed to a single pixel, to weigh channels by, is no map.
+    """
+    side = network.input.shape[1] // stride
+    for place, layer in enumerate(network.layers):
+        shape = layer.output.shape
+        if len(shape) == 4 and min(2, side) <= shape[1] <= side:
+            return place
+    return len(network.layers)
+
+
 @contextlib.contextmanager
 def _counted_anew() -> Iterator[None]:
     """Has Keras number what has no name of its own as it does in a new process.

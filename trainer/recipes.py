@@ -31,6 +31,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 # A recipe's setting that is left out where a flag turns off what it needs.
 NEEDS: dict[str, tuple[str, Any]] = {
     "encoder_learning_rate": ("train_encoder", True),
+    "train_encoder_from": ("train_encoder", True),
     "weight_decay": ("optimizer", "adamw"),
 }
 

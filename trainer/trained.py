@@ -35,6 +35,7 @@ def build(
         skip_layers=settings.skip_layers,
         download=settings.download,
         train_encoder=settings.train_encoder,
+        train_encoder_from=settings.train_encoder_from,
         train_encoder_batch_norm=settings.train_encoder_batch_norm,
         decoder=settings.decoder,
         precision=settings.precision,
