@@ -11,6 +11,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "tutorial": {},
     "best": dict(
         train_encoder=True,
+        train_encoder_from=8,
         decoder="light",
         image_size=224,
         crop_scale_min=0.55,
