@@ -174,7 +174,7 @@ def open_image(data: bytes) -> Image.Image:
 def orientation(picture: Image.Image) -> int:
     """Returns how EXIF says an image is to be turned, 1 to 8; 1 is upright."""
     said = picture.getexif().get(ORIENTATION)
-    return said if said in range(1, 9) else 1
+    return said if isinstance(said, int) and 1 <= said <= 8 else 1
 
 
 def is_kept(picture: Image.Image) -> bool:
