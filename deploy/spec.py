@@ -184,9 +184,9 @@ def package_uri(order: Order) -> str:
     package = order.package or ""
     if package.startswith("gs://"):
         return package
-    # Not in the job's folder: the trainer takes that only empty or with a run in it.
+    # Not in a job's folder: the trainer takes that only empty or with a run in it.
     bucket = (order.bucket or "").rstrip("/")
-    return f"{bucket}/packages/{order.job_name}/{package.rsplit('/', 1)[-1]}"
+    return f"{bucket}/_packages/{order.job_name}/{package.rsplit('/', 1)[-1]}"
 
 
 def _parameter(one: space.Parameter) -> Request:

@@ -24,7 +24,7 @@ def test_each_way_of_reading_photographs_is_measured(tmp_path, monkeypatch):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
     (tmp_path / "data").mkdir()
-    input_pipeline.prepare(tmp_path / "folder", tmp_path / "data", 48)
+    input_pipeline.prepare(tmp_path / "folder", tmp_path / "data", 240)
     for name, value in (("BATCH_SIZE", 4), ("IMAGE_SIZE", 32), ("WARM_BATCHES", 1)):
         monkeypatch.setattr(input_pipeline, name, value)
     rates = input_pipeline.measure(tmp_path / "data", rounds=2, batches=1)

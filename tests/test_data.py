@@ -3,13 +3,14 @@
 import dataclasses
 import io
 import itertools
+import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from trainer import data, dataset, order, records, streams
+from trainer import config, data, dataset, feed, order, records, streams
 from trainer.examples import Examples
 
 SIZE = 32
@@ -552,6 +553,24 @@ def test_the_first_examples_of_a_split_are_those_that_are_judged(pets, cache):
             assert all(np.array_equal(part[:2], parts[0]) for part in parts)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_looks_ahead_for_others_examples_only_where_it_reads_them(
+    monkeypatch, workers
+):
+    asked = []
+    for name in ("first_train_examples", "first_eval_examples"):
+        monkeypatch.setattr(streams, name, lambda *_, want, **__: asked.append(want))
+    run = types.SimpleNamespace(
+        settings=config.Config(),
+        dataset=None,
+        examples={"train": None, "val": None},
+        workers=types.SimpleNamespace(count=workers),
+    )
+    feed.first_train_examples(run, 2)
+    feed.first_eval_examples(run, None, "val", 2)
+    assert asked == [workers == 1] * 2
+
+
 @pytest.mark.parametrize("want", [True, False])
 def test_a_look_ahead_of_one_of_several_workers_holds_nothing_back_for_the_others(
     pets, want
@@ -569,9 +588,10 @@ def test_a_look_ahead_of_one_of_several_workers_holds_nothing_back_for_the_other
     )
 
 
+@pytest.mark.parametrize("start", [0, 69])  # In the middle of a step across epochs.
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_an_epoch_leaves_over_for_a_step_of_the_next_is_read_with_it(
-    pets, monkeypatch, workers
+    pets, monkeypatch, workers, start
 ):
     opened, reads = open_pets(pets(45, shards=3), val_fraction=0.2), []
     read_next = Examples._read_next
@@ -583,15 +603,17 @@ def test_what_an_epoch_leaves_over_for_a_step_of_the_next_is_read_with_it(
     for worker in range(workers):
         reads.clear()
         examples = data.examples_of(opened, SIZE, "none")["train"]
-        order = dict(seed=3, window=2, start=0, step_size=size)
+        order = dict(seed=3, window=2, start=start, step_size=size)
         elements = data.train_elements(
             opened.train, examples, **order, worker=worker, workers=workers
         )
         most = 0
         for _ in itertools.islice(elements, epochs * count // size * size // workers):
             most = max(most, len(examples._pending))
-        # A file is read once an epoch; for few are held back but those left over.
-        assert len(reads) <= epochs * sum(opened.train.file_lengths)
+        # A file is read once an epoch, and once more where a run begins with what an
+        # epoch left over; no more is held back than those and what shuffling takes.
+        more = 1 if start else 0
+        assert len(reads) <= (epochs + more) * sum(opened.train.file_lengths)
         assert most <= 3 * 2 + 2 * size
 
 

@@ -385,7 +385,7 @@ def test_a_package_is_uploaded_beside_the_jobs_folder(
     bucket = f"--bucket=gs://{in_storage}"
     code, _, err = orders.submit(bucket, f"--package={package}")
     assert code == 0, err
-    name = "packages/pets-1/segtrainer-0.1.0.tar.gz"  # A job's folder begins empty.
+    name = "_packages/pets-1/segtrainer-0.1.0.tar.gz"  # A job's folder begins empty.
     assert gcs.objects(in_storage) == {name: b"an sdist"}
     [pool] = vertex.jobs()[0]["jobSpec"]["workerPoolSpecs"]
     uris = pool["pythonPackageSpec"]["packageUris"]
@@ -403,7 +403,7 @@ def test_a_search_takes_a_package_too_and_a_refused_order_uploads_none(
     assert code == 2 and "NVIDIA_L5 is no AcceleratorType" in err
     assert gcs.objects(in_storage) == {}
     assert orders("deploy.tune", *args, *SEARCH, after=tuple(TRAINER))[0] == 0
-    assert list(gcs.objects(in_storage)) == ["packages/pets-1/segtrainer-0.1.0.tar.gz"]
+    assert list(gcs.objects(in_storage)) == ["_packages/pets-1/segtrainer-0.1.0.tar.gz"]
     gcs.put(f"gs://{in_storage}/pets-1/1/config.json", b"{}")
     package.write_bytes(b"another")
     assert orders("deploy.tune", *args, *SEARCH, after=tuple(TRAINER))[0] == 2

@@ -46,7 +46,7 @@ def test_a_package_runs_in_the_image(tmp_path, capsys):
     assert "containerSpec" not in pool
     assert pool["pythonPackageSpec"] == {
         "executorImageUri": "us-docker.pkg.dev/p/r/segtrainer:1",
-        "packageUris": ["gs://pets/jobs/packages/pets-1/segtrainer-0.1.0.tar.gz"],
+        "packageUris": ["gs://pets/jobs/_packages/pets-1/segtrainer-0.1.0.tar.gz"],
         "pythonModule": "trainer.task",
         "args": TRAINER,
         "env": [{"name": "A", "value": "1"}],

@@ -414,3 +414,13 @@ def test_a_model_made_again_from_its_configuration_has_the_same_numbers(unets, n
     again = keras.Model.from_config(unets[name].get_config())
     again.set_weights(unets[name].get_weights())
     np.testing.assert_allclose(again(images()), unets[name](images()), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", encoders.NAMES)
+def test_the_layers_from_a_stride_on_begin_with_its_first_map(unets, name):
+    network = unets[name].get_layer("encoder")
+    place = pretrained.first_at(network, 8)
+    assert network.layers[place].output.shape[1] == SIZE // 8
+    sides = {layer.output.shape[1] for layer in network.layers[:place]}
+    assert min(sides - {1}) > SIZE // 8  # Weights of channels are one pixel.
+    assert pretrained.first_at(network, 1) == 0

@@ -148,6 +148,8 @@ FLAGS = {
     "alone; add --train_encoder",
     "--train_encoder_batch_norm": "train_encoder_batch_norm needs train_encoder, got it "
     "alone; add --train_encoder",
+    "--train_encoder --train_encoder_from=5": "train_encoder_from must be 1, 2, 4, 8, 16 "
+    "or 32, a stride of the encoder, got 5",
     "--train_encoder_from=8": "train_encoder_from needs train_encoder, got it alone; add "
     "--train_encoder",
     "--strategy=one_device --num_cpu_devices=2": "num_cpu_devices=2 needs strategy "

@@ -183,6 +183,11 @@ class Config:
                 "train_encoder_batch_norm needs train_encoder, got it alone; add "
                 "--train_encoder"
             )
+        if self.train_encoder_from not in (1, *encoders.STRIDES, 32):
+            raise ValueError(
+                "train_encoder_from must be 1, 2, 4, 8, 16 or 32, a stride of the encoder, "
+                f"got {self.train_encoder_from}"
+            )
         if self.train_encoder_from != 1 and not self.train_encoder:
             raise ValueError(
                 "train_encoder_from needs train_encoder, got it alone; add --train_encoder"

@@ -149,7 +149,10 @@ def train_elements(
     for (epochs, ids), (next_epochs, next_ids) in itertools.pairwise(chunks()):
         newest = epochs.max(initial=0)
         # What the epoch before has left over was held back as its files were read, and is
-        # taken before the same files are read for this epoch.
+        # taken before the same files are read for this epoch. Where a run goes on from
+        # there it was not: then they are read for all of it at once.
+        if want:
+            examples.want(ids[epochs < newest])
         before = {
             place: examples.serialized(int(ids[place]), keep)
             for place in np.flatnonzero(epochs < newest).tolist()

@@ -4,7 +4,6 @@ Letters: H and W the picture's own height and width in pixels.
 """
 
 import io
-import struct
 
 import numpy as np
 import tensorflow as tf
@@ -115,5 +114,5 @@ def _orientation(picture: Image.Image) -> int:
     """Returns how EXIF says to turn a picture; 1, upright, where it is unreadable."""
     try:
         return masks.orientation(picture)
-    except (OSError, SyntaxError, ValueError, struct.error):
+    except masks.UNREADABLE:
         return 1  # Whether the pixels can be read is TensorFlow's to say.

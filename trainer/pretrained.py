@@ -86,14 +86,15 @@ def build(
 def first_at(network: keras.Model, stride: int) -> int:
     """Returns the place among a network's layers of the first whose maps are as coarse.
 
-    What is narrowed to a single pixel, to weigh channels by, is no map.
+    What is narrowed to a single pixel, to weigh channels by, is no map; where the maps of
+    the stride are no larger, all before the last layer counts as finer.
     """
     side = network.input.shape[1] // stride
     for place, layer in enumerate(network.layers):
         shape = layer.output.shape
-        if len(shape) == 4 and min(2, side) <= shape[1] <= side:
+        if len(shape) == 4 and 1 < shape[1] <= side:
             return place
-    return len(network.layers)
+    return len(network.layers) - 1
 
 
 @contextlib.contextmanager

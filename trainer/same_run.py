@@ -12,14 +12,15 @@ from trainer import checkpoint, config, distribution, files
 
 def place(directories: config.Directories) -> str:
     """Returns the job_dir as it is called from anywhere."""
-    job_dir = directories.job
-    return job_dir if files.remote(job_dir) else os.path.abspath(job_dir)
+    job_dir = directories.job.rstrip("/")
+    return job_dir if files.remote(job_dir) else os.path.realpath(job_dir)
 
 
 def check_place(directories: config.Directories, saved: checkpoint.Checkpoint) -> None:
     """Raises ValueError if checkpoints that are kept elsewhere are another run's."""
     ours, theirs = place(directories), saved.state.get("job_dir")
-    apart = directories.checkpoints != os.path.join(directories.job, "checkpoints")
+    inside = os.path.join(directories.job, "checkpoints")
+    apart = directories.checkpoints.rstrip("/") != inside
     if apart and theirs not in (None, ours):
         raise ValueError(
             f"checkpoint_dir must be the run's own, got {directories.checkpoints} with "
