@@ -588,7 +588,7 @@ def test_a_look_ahead_of_one_of_several_workers_holds_nothing_back_for_the_other
     )
 
 
-@pytest.mark.parametrize("start", [0, 69])  # In the middle of a step across epochs.
+@pytest.mark.parametrize("start", [0, 65])  # In the middle of a step across epochs.
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_an_epoch_leaves_over_for_a_step_of_the_next_is_read_with_it(
     pets, monkeypatch, workers, start
