@@ -68,7 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"encoders", "flags", "objective", "recipes"},
     "recipes": {"flags"},
     "losses": {"sums"},
-    "balance": {"data", "feed", "job", "objective", "records", "streams"},
+    "balance": {"feed", "job", "objective", "records", "streams"},
     "lease_gcs": {"bucket", "lease"},
     "train": MODULES - {"task", "train"},
     "ending": {
@@ -83,7 +83,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("report", "trained"),
     },
     "judge": {
-        "data",
         "dataset",
         "evaluation_step",
         "feed",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from absl import logging
 
-from trainer import data, feed, objective, records, streams
+from trainer import feed, objective, records, streams
 from trainer.job import Job
 
 
@@ -72,9 +72,6 @@ def _pixels(job: Job, check: Callable[[], None]) -> list[int]:
                 counts += np.bincount(mask.numpy().ravel(), minlength=256)
                 check()
     except records.ERRORS:
-        elements = data.eval_elements(
-            split, job.examples["train"], worker=workers.index, workers=workers.count
-        )
-        records.explain(job.dataset, job.examples["train"], elements)
+        feed.explain_evaluation(job, split, "train")
         raise
     return workers.totals(*counts[: len(job.dataset.class_names)].tolist())

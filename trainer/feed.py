@@ -103,6 +103,23 @@ def eval_batches(
     return batches
 
 
+def explain_evaluation(job: Job, split: Split, name: str) -> None:
+    """Raises ValueError that names the example or file of a split that broke its reading.
+
+    Args:
+        job: The run; each worker looks at its own part.
+        split: The split.
+        name: Of its reader.
+    """
+    elements = data.eval_elements(
+        split,
+        job.examples[name],
+        worker=job.workers.index,
+        workers=job.workers.count,
+    )
+    records.explain(job.dataset, job.examples[name], elements)
+
+
 def explain(job: Job) -> None:
     """Raises ValueError that names the example or file that broke a training step."""
     elements = data.train_elements(

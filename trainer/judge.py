@@ -9,7 +9,6 @@ import numpy as np
 from absl import logging
 
 from trainer import (
-    data,
     evaluation_step,
     feed,
     gallery,
@@ -83,10 +82,7 @@ class Judge:
             with streams.iterator(stream, job.strategy) as batches:
                 found, confusion = self._evaluate(batches, turns, self._check)
         except records.ERRORS:
-            elements = data.eval_elements(
-                split, job.examples[name], worker=workers.index, workers=workers.count
-            )
-            records.explain(job.dataset, job.examples[name], elements)
+            feed.explain_evaluation(job, split, name)
             raise
         absent = [c for c in job.dataset.class_names if found[f"iou/{c}"] is None]
         if absent:
@@ -106,8 +102,7 @@ class Judge:
             try:
                 self._drawn[name] = feed.first_eval_examples(job, split, name, count)
             except records.ERRORS:
-                elements = data.eval_elements(split, job.examples[name])
-                records.explain(job.dataset, job.examples[name], elements)
+                feed.explain_evaluation(job, split, name)
                 raise
         image, mask = self._drawn[name]
         names = list(job.dataset.class_names)
