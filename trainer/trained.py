@@ -106,16 +106,17 @@ def load(job_dir: str, which: str = "best") -> Trained:
     checkpoint.assign(saved.arrays, checkpoint.named_variables(unet))
     step = saved.state["step"]
     # An evaluation that came after the save is among the rows only.
-    rows = [row for row in report.read_rows(job_dir, step) if row["kind"] == "eval"]
-    judged = [e for e in [*rows, *saved.state["evaluations"]] if e["step"] == step]
+    judged = [e for e in saved.state["evaluations"] if e["step"] == step] or [
+        {name: value for name, value in row.items() if name != "kind"}
+        for row in report.read_rows(job_dir, step)
+        if (row["kind"], row["step"]) == ("eval", step)
+    ]
     return Trained(
         model=unet,
         settings=settings,
         class_names=names,
         checkpoint=os.path.join(directory, f"{name}.npz"),
         step=step,
-        validation={k: v for k, v in judged[-1].items() if k != "kind"}
-        if judged
-        else {},
+        validation=judged[-1] if judged else {},
         examples=tuple(saved.state["examples"]),
     )
