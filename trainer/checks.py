@@ -39,9 +39,10 @@ def look(pair: Pair, rule: masks.Rule, turn: bool) -> Look:
     try:
         with open(pair.image, "rb") as file:
             data = file.read()
-        size = _image_size(pair, data, turn, defects)
     except OSError as error:
         defects.append(Defect("unreadable image", pair.image, _reason(error)))
+    else:
+        size = _image_size(pair, data, turn, defects)
     ids = _ids(pair, rule, defects)
     turned = any(
         defect.kind == "turned by EXIF" and defect.refused for defect in defects

@@ -148,18 +148,19 @@ def train_elements(
 
     for (epochs, ids), (next_epochs, next_ids) in itertools.pairwise(chunks()):
         newest = epochs.max(initial=0)
+        late = epochs < newest
         # What the epoch before has left over was held back as its files were read, and is
         # taken before the same files are read for this epoch. Where a run goes on from
         # there it was not: then they are read for all of it at once.
         if want:
-            examples.want(ids[epochs < newest])
+            examples.want(ids[late])
         before = {
             place: examples.serialized(int(ids[place]), keep)
-            for place in np.flatnonzero(epochs < newest).tolist()
+            for place in np.flatnonzero(late).tolist()
         }
         if want:
             left_over = next_ids[next_epochs <= newest]
-            examples.want(np.concatenate([ids[epochs == newest], left_over]))
+            examples.want(np.concatenate([ids[~late], left_over]))
         for place, id in enumerate(ids.tolist()):
             serialized = before.pop(place, None)
             if serialized is None:

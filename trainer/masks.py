@@ -195,8 +195,7 @@ def stored_image(data: bytes, turn: bool) -> bytes:
         return data
     if turned:
         picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith(
-        "I;16"
-    ):  # Whose upper 8 bits count, as TensorFlow reads it.
+    # The upper 8 bits count, as TensorFlow reads it; Pillow would clip.
+    if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     return png(picture.convert("RGB"))
