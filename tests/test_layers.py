@@ -1,4 +1,4 @@
-"""BatchNorm sees the examples of all replicas."""
+"""BatchNorm: the plain formula, over the examples of all replicas."""
 
 import functools
 
@@ -44,3 +44,43 @@ def test_batch_norm_is_that_of_one_device_with_the_examples_of_all_replicas(kind
 
     for ours, theirs in zip(seen(2), seen(1), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "policy, tolerance",
+    [("float32", 1e-5), ("mixed_bfloat16", 2e-2), ("mixed_float16", 2e-3)],
+)
+@pytest.mark.parametrize("n", [3, 32])  # One group of examples, and two.
+def test_batch_norm_and_its_gradients_are_those_of_the_formula(n, policy, tolerance):
+    rng = np.random.default_rng(0)
+    shape = (n, 4, 4, 5)
+    norm = layers.SyncBatchNorm(dtype=policy)
+    dtype = norm.compute_dtype
+    x = tf.constant(rng.normal(3, 2, shape), dtype)
+    dy = tf.constant(rng.normal(1, 1, shape), dtype)
+    norm.build(shape)
+    norm.gamma.assign(rng.uniform(0.5, 2, 5))
+    norm.beta.assign(rng.normal(0, 1, 5))
+    weights = [norm.gamma.value, norm.beta.value]
+
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = norm(x, training=True)
+    found = [y, *tape.gradient(y, [x, *weights], output_gradients=dy)]
+
+    x, dy, gamma, beta = (tf.cast(v, tf.float64) for v in (x, dy, *weights))
+    with tf.GradientTape() as tape:
+        tape.watch([x, gamma, beta])
+        mean, variance = tf.nn.moments(x, (0, 1, 2))
+        y = tf.nn.batch_normalization(x, mean, variance, beta, gamma, norm.epsilon)
+    expected = [y, *tape.gradient(y, [x, gamma, beta], output_gradients=dy)]
+
+    assert found[0].dtype == dtype and found[1].dtype == dtype
+    for ours, plain in zip(found, expected, strict=True):
+        plain = plain.numpy()
+        np.testing.assert_allclose(
+            ours.numpy().astype(float), plain, atol=tolerance * np.abs(plain).max()
+        )
+    np.testing.assert_allclose(norm.moving_mean, 0.01 * mean, rtol=1e-3)
+    moving_variance = 0.99 + 0.01 * variance.numpy()
+    np.testing.assert_allclose(norm.moving_variance, moving_variance, rtol=1e-3)

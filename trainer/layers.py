@@ -218,7 +218,7 @@ class SyncBatchNorm(keras.layers.BatchNormalization):
         if not training or not self.trainable or context is None:
             return super().call(inputs, training=training)
         outputs, mean, variance = _normalised(
-            tf.cast(inputs, tf.float32),
+            inputs,
             tf.convert_to_tensor(self.gamma),
             tf.convert_to_tensor(self.beta),
             self.epsilon,
@@ -228,7 +228,7 @@ class SyncBatchNorm(keras.layers.BatchNormalization):
             (self.moving_variance, variance),
         ):
             average.assign(average * self.momentum + now * (1.0 - self.momentum))
-        return tf.cast(outputs, self.compute_dtype)
+        return outputs
 
 
 def _normalised(
@@ -236,44 +236,74 @@ def _normalised(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Returns x normalised over all replicas, (N, H, W, c), its mean and variance, (c,).
 
+    Each pass over the maps is an operation of TensorFlow's own BatchNorm, which reads
+    bfloat16 as it is and sums in float32; what is summed of groups and replicas, in
+    float64, is then as good as exact.
+
     Source: Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 1 and section 3.
     """
     context = tf.distribute.get_replica_context()
+    replicas = context.num_replicas_in_sync
+    dtype = tf.float64 if sums.exact() else tf.float32
+    count = tf.cast(tf.size(x) // x.shape[-1] * replicas, dtype)
 
-    def mean_of(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the mean over all replicas, and this replica's share of the sum."""
-        # Sums of images first, which are the same on any replicas; the sum of those in
-        # float64 is then as good as exact.
-        dtype = tf.float64 if sums.exact() else tf.float32
-        of_images = tf.cast(tf.reduce_sum(values, axis=(1, 2)), dtype)
-        total = context.all_reduce("sum", tf.reduce_sum(of_images, axis=0))  # (c,)
-        replicas = context.num_replicas_in_sync
-        count = tf.cast(tf.size(values) // values.shape[-1] * replicas, dtype)
-        return tf.cast(total / count, tf.float32), tf.cast(total / replicas, tf.float32)
+    def over_all(parts: list[tf.Tensor]) -> tf.Tensor:
+        """Returns the sum over groups and replicas, (2, c)."""
+        return context.all_reduce("sum", tf.add_n([tf.cast(p, dtype) for p in parts]))
 
     @tf.custom_gradient
     def normalise(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
-        mean, _ = mean_of(x)
-        # Not of what is centred: that would be one pass over memory more. Good enough in
-        # float32, for what convolutions give is never far from 0.
-        of_squares, _ = mean_of(tf.square(x))
-        variance = tf.maximum(of_squares - tf.square(mean), 0.0)
+        moments = over_all([_moments(part, dtype) for [part] in sums.groups(x)]) / count
+        mean = tf.cast(moments[0], tf.float32)
+        variance = tf.cast(moments[1] - moments[0] ** 2, tf.float32)
+        variance = tf.maximum(variance, 0.0)
         inverse = tf.math.rsqrt(variance + epsilon)
         scale = gamma * inverse
 
         def gradient(dy: tf.Tensor, *unused: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            mean_dy, dbeta = mean_of(dy)
-            mean_product, product = mean_of(dy * x)
-            mean_centred = mean_product - mean * mean_dy
-            slope = mean_centred * inverse**2 * scale
-            dx = _affine(dy, scale, slope * mean - scale * mean_dy)
-            dx += _affine(x, -slope, tf.zeros_like(mean))
-            return dx, (product - mean * dbeta) * inverse, dbeta
+            # As if mean and variance were given; what they change is added below.
+            parts = [
+                tf.raw_ops.FusedBatchNormGradV3(
+                    y_backprop=dy_part,
+                    x=x_part,
+                    scale=gamma,
+                    reserve_space_1=mean,
+                    reserve_space_2=variance,
+                    reserve_space_3=(),
+                    epsilon=epsilon,
+                    is_training=False,
+                )[:3]
+                for dy_part, x_part in sums.groups(dy, x)
+            ]
+            total = over_all([tf.stack(part[1:]) for part in parts])
+            mean_product, mean_dy = tf.unstack(tf.cast(total / count, tf.float32))
+            slope = -scale * inverse * mean_product
+            dx = tf.concat([part[0] for part in parts], axis=0)
+            dx += _affine(x, slope, -scale * mean_dy - slope * mean)
+            dgamma, dbeta = tf.unstack(tf.cast(total / replicas, tf.float32))
+            return dx, dgamma, dbeta
 
         y = _affine(x, scale, beta - mean * scale)
         return (y, mean, variance), gradient
 
     return normalise(x, gamma, beta)
+
+
+def _moments(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Returns the sums of x, (N, H, W, c), and of its squares, (2, c)."""
+    channels = x.shape[-1]
+    _, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=x,
+        scale=tf.ones(channels),
+        offset=tf.zeros(channels),
+        mean=(),
+        variance=(),
+        is_training=True,
+    )
+    count = tf.cast(tf.size(x) // channels, dtype)
+    mean, variance = tf.cast(mean, dtype), tf.cast(variance, dtype)
+    # The variance is that of a sample, over count - 1.
+    return tf.stack([count * mean, (count - 1) * variance + count * mean**2])
 
 
 def _affine(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:

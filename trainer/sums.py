@@ -34,20 +34,26 @@ def in_pairs(values: Sequence[tf.Tensor]) -> tf.Tensor:
     return values[0]
 
 
+def groups(*examples: tf.Tensor) -> list[tuple[tf.Tensor, ...]]:
+    """Returns examples, each (N, ...), cut into groups along N.
+
+    There is one group of all where `GROUP` does not divide N or `exact` is false.
+    """
+    n = examples[0].shape[0]
+    if not exact() or n is None or n % GROUP:
+        return [examples]
+    split = (tf.split(values, n // GROUP) for values in examples)
+    return list(zip(*split, strict=True))
+
+
 def of_groups(gradient: Callable[..., tf.Tensor], *examples: tf.Tensor) -> tf.Tensor:
     """Returns a gradient, summed over groups of examples.
 
     Args:
         gradient: Sum over the examples it is given, of any shape.
-        *examples: (N, ...), cut into groups along N where `GROUP` divides it and
-            `exact` asks for it.
+        *examples: (N, ...), cut into `groups`.
     """
-    if not exact():
-        return gradient(*examples)
-    n = examples[0].shape[0]
-    groups = n // GROUP if n is not None and n % GROUP == 0 else 1
-    parts = zip(*(tf.split(values, groups) for values in examples), strict=True)
-    return in_pairs([gradient(*part) for part in parts])
+    return in_pairs([gradient(*part) for part in groups(*examples)])
 
 
 def over_replicas(values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
