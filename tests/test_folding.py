@@ -54,6 +54,29 @@ def test_an_encoder_gives_the_same_numbers_and_gradients_folded(name):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3 * scale + 1e-7)
 
 
+@pytest.mark.parametrize(
+    "policy, tolerance", [("mixed_bfloat16", 0.05), ("mixed_float16", 0.01)]
+)
+def test_a_strided_depthwise_has_the_gradients_of_float32(policy, tolerance):
+    found = []
+    for dtype in (policy, "float32"):
+        keras.utils.set_random_seed(0)
+        conv = keras.layers.DepthwiseConv2D(3, strides=2, use_bias=False, dtype=dtype)
+        model = folding.fold(
+            keras.Model(*chain(conv, keras.layers.BatchNormalization(dtype=dtype)))
+        )
+        assert not norms(model)
+        x = images()
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.cast(model(x), tf.float32)
+            loss = tf.reduce_mean(tf.square(y))
+        found.append([y, *tape.gradient(loss, [x, *model.trainable_weights])])
+    for ours, plain in zip(*found, strict=True):
+        error = np.abs(ours - plain).max()
+        assert error < tolerance * np.abs(plain).max()
+
+
 def test_a_norm_that_is_trained_stays_on_its_own():
     network = pretrained.build("mobilenet_v2", image_size=SIZE, weights="none")
     assert len(norms(folding.fold(network))) == len(norms(network)) > 40

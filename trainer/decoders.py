@@ -81,7 +81,10 @@ def merge(
     """
     layers = keras.layers
     coarse = layers.Conv2D(width, 1, use_bias=False, name=f"{name}_coarse")(features)
-    coarse = layers.UpSampling2D(interpolation="bilinear", name=f"{name}_up")(coarse)
+    # TensorFlow enlarges to float32; Keras would clip that before it rounds to bfloat16.
+    coarse = layers.UpSampling2D(
+        interpolation="bilinear", dtype="float32", name=f"{name}_up"
+    )(coarse)
     if skip is None:
         return coarse
     fine = layers.Conv2D(width, 1, use_bias=False, name=f"{name}_skip")(skip)

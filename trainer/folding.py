@@ -3,6 +3,7 @@
 Letters: N images in a batch, H and W a map's height and width.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -44,15 +45,19 @@ class ConvNorm(keras.layers.Layer):
         """Returns the normalised convolution of (N, H, W, channels)."""
         conv, dtype = self.conv, self.conv.compute_dtype
         kernel, bias = _folded(conv, self.norm)
+        x, kernel = tf.cast(x, dtype), tf.cast(kernel, dtype)
         depthwise = isinstance(conv, keras.layers.DepthwiseConv2D)
-        convolve = keras.ops.depthwise_conv if depthwise else keras.ops.conv
-        y = convolve(
-            tf.cast(x, dtype),
-            tf.cast(kernel, dtype),
-            strides=conv.strides,
-            padding=self.padding,
-            dilation_rate=conv.dilation_rate,
-        )
+        if depthwise and conv.strides != (1, 1) and conv.trainable:
+            y = _strided_depthwise(x, kernel, conv.strides, self.padding)
+        else:
+            convolve = keras.ops.depthwise_conv if depthwise else keras.ops.conv
+            y = convolve(
+                x,
+                kernel,
+                strides=conv.strides,
+                padding=self.padding,
+                dilation_rate=conv.dilation_rate,
+            )
         return tf.nn.bias_add(y, tf.cast(bias, dtype))
 
     def compute_output_spec(self, x: keras.KerasTensor) -> keras.KerasTensor:
@@ -85,6 +90,41 @@ class ConvNorm(keras.layers.Layer):
             for name in ("conv", "norm")
         }
         return cls(**{**config, **inner})
+
+
+def _strided_depthwise(
+    x: tf.Tensor, kernel: tf.Tensor, strides: tuple[int, int], padding: str
+) -> tf.Tensor:
+    """Returns the depthwise convolution of x, (N, H, W, channels).
+
+    Its gradient to x is taken in float32: for that in bfloat16 oneDNN needs twenty times
+    as long where there are strides.
+
+    Args:
+        x: Of any floating dtype.
+        kernel: (height, width, channels, multiplier) of the same.
+        strides: Down and to the right.
+        padding: "valid" or "same".
+    """
+    how = {"strides": (1, *strides, 1), "padding": padding.upper()}
+
+    @tf.custom_gradient
+    def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            to_x = tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
+                input_sizes=tf.shape(x),
+                filter=tf.cast(kernel, tf.float32),
+                out_backprop=tf.cast(dy, tf.float32),
+                **how,
+            )
+            to_kernel = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
+                input=x, filter_sizes=kernel.shape, out_backprop=dy, **how
+            )
+            return tf.cast(to_x, x.dtype), to_kernel
+
+        return tf.nn.depthwise_conv2d(x, kernel, **how), gradient
+
+    return convolve(x, kernel)
 
 
 def fold(network: keras.Model) -> keras.Model:
