@@ -286,6 +286,26 @@ def test_the_rate_rises_over_the_warm_up_then_stays_or_falls_to_0(schedule, warm
     np.testing.assert_allclose(rates(schedule, warmup), expected, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_the_update_is_that_of_keras(name):
+    rng = np.random.default_rng(0)
+    gradients = [tf.constant(rng.normal(0, 1, (3, CLASSES)), tf.float32)]
+    ours, plain = dense(), dense()
+    recipe = dict(name=name, learning_rate=0.1, weight_decay=0.05)
+    optimizer = step.make_optimizer(
+        ours, **recipe, schedule="constant", warmup_steps=0, total_steps=1
+    )
+    theirs = keras.optimizers.Adam(0.1)
+    if name == "adamw":
+        theirs = keras.optimizers.AdamW(0.1, weight_decay=0.05)
+    for scale in (1.0, -0.5, 1e-3, 3.0):
+        scaled = [g * scale for g in gradients]
+        optimizer.apply(scaled, ours.trainable_variables)
+        theirs.apply(scaled, plain.trainable_variables)
+    # Not nearer: TensorFlow takes 1 - 0.999 in float32.
+    np.testing.assert_allclose(ours.get_weights(), plain.get_weights(), rtol=2e-5)
+
+
 def test_adamw_decays_each_weight_by_its_rate_beside_the_update():
     model = dense()
     model.set_weights([np.full((3, CLASSES), 2.0)])
