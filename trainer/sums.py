@@ -27,11 +27,13 @@ def exact() -> bool:
 
 def in_pairs(values: Sequence[tf.Tensor]) -> tf.Tensor:
     """Returns the sum of values of one shape, added two and two."""
-    while len(values) > 1:
-        # Grappler would make one flat sum of plain additions, in another order.
-        pairs = [tf.stack(values[i : i + 2]) for i in range(0, len(values), 2)]
-        values = [tf.reduce_sum(pair, axis=0) for pair in pairs]
-    return values[0]
+    shape = values[0].shape
+    rows = [tf.reshape(value, (1, -1)) for value in values]
+    while len(rows) > 1:
+        # As a bias: Grappler would make one flat sum of plain additions, in another order.
+        pairs = zip(rows[::2], rows[1::2], strict=False)
+        rows = [tf.nn.bias_add(a, b[0]) for a, b in pairs] + rows[len(rows) & ~1 :]
+    return tf.reshape(rows[0], shape)
 
 
 def groups(*examples: tf.Tensor) -> list[tuple[tf.Tensor, ...]]:
