@@ -1,4 +1,4 @@
-"""BatchNorm: the plain formula, over the examples of all replicas."""
+"""The decoders' layers: BatchNorm over all replicas, and the transposed convolution."""
 
 import functools
 
@@ -84,3 +84,33 @@ def test_batch_norm_and_its_gradients_are_those_of_the_formula(n, policy, tolera
     np.testing.assert_allclose(norm.moving_mean, 0.01 * mean, rtol=1e-3)
     moving_variance = 0.99 + 0.01 * variance.numpy()
     np.testing.assert_allclose(norm.moving_variance, moving_variance, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "policy, tolerance", [("float32", 1e-5), ("mixed_bfloat16", 2e-2)]
+)
+@pytest.mark.parametrize("filters", [3, 8])  # Those of the last layer, and of others.
+@pytest.mark.parametrize("n", [2, 32])  # One group of examples, and two.
+def test_an_up_conv_and_its_gradients_are_those_of_keras(n, filters, policy, tolerance):
+    rng = np.random.default_rng(0)
+    shapes = [(n, 4, 4, 6), (n, 4, 4, 5)]
+    parts = [tf.constant(rng.normal(0, 1, s), tf.float32) for s in shapes]
+    dy = tf.constant(rng.normal(0, 1, (n, 8, 8, filters)), tf.float32)
+    how = dict(use_bias=True, kernel_initializer="orthogonal")
+    theirs = keras.layers.Conv2DTranspose(filters, 3, 2, "same", **how)
+    theirs.build((n, 4, 4, 11))
+    ours = layers.UpConv(filters, dtype=policy, **how)
+    ours.build(shapes)
+    ours.set_weights(theirs.get_weights())
+
+    def found(layer, inputs):
+        with tf.GradientTape() as tape:
+            tape.watch(parts)
+            y = tf.cast(layer(inputs()), tf.float32)
+        weights = layer.trainable_variables
+        return [y, *tape.gradient(y, [*parts, *weights], output_gradients=dy)]
+
+    plain = found(theirs, lambda: tf.concat(parts, axis=-1))
+    for value, expected in zip(found(ours, lambda: parts), plain, strict=True):
+        error = np.abs(np.float32(value) - expected).max()
+        assert error < tolerance * np.abs(expected).max()

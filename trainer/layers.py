@@ -3,7 +3,7 @@
 Letters: N images in a batch, H and W a map's height and width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -20,10 +20,11 @@ NARROW = 4
 class UpConv(keras.layers.Layer):
     """Transposed 3x3 convolution of stride 2 over the concatenation of its inputs.
 
-    The same numbers and weights as Concatenate and Conv2DTranspose, but each input is
-    convolved with its own part of the kernel and the results are added: no concatenated
-    copy is kept for the gradient, and no gradient is computed for an input that needs
-    none, such as the skips of a frozen encoder. On a TPU see `call`.
+    The same numbers and weights as Concatenate and Conv2DTranspose, but in float32 each
+    input is convolved with its own part of the kernel and the results are added: no
+    concatenated copy is kept for the gradient. In any precision no gradient is computed
+    for an input that needs none, such as the skips of a frozen encoder. On a TPU see
+    `call`.
 
     Source: pix2pix's upsampling block, Isola et al. 2017, arXiv:1611.07004, as in
     TensorFlow's tutorial: kernel from normal(0, 0.02), no bias.
@@ -64,13 +65,13 @@ class UpConv(keras.layers.Layer):
         if not sums.exact() and 8 * self.filters > self.kernel.shape[-1]:
             inputs = [tf.concat(inputs, axis=-1)]
         kernel = tf.convert_to_tensor(self.kernel)
-        kernels = tf.split(kernel, [x.shape[-1] for x in inputs], axis=-1)
-        narrow = sums.exact() and self.filters <= NARROW
-        convolve = _up_conv_phases if narrow else _up_conv
-        parts = [convolve(x, part) for x, part in zip(inputs, kernels, strict=True)]
-        total = tf.add_n(parts)
-        if narrow:
-            total = _interleaved(total)
+        if sums.exact() and self.filters <= NARROW:
+            total = _interleaved(_apart(_up_conv_phases, kernel, inputs))
+        elif sums.exact() and self.compute_dtype != "float32":
+            # There products take so little that adding what they give takes longer.
+            total = _up_conv(kernel, *inputs)
+        else:
+            total = _apart(_up_conv, kernel, inputs)
         return (
             _add_bias(total, tf.convert_to_tensor(self.bias))
             if self.use_bias
@@ -92,20 +93,41 @@ class UpConv(keras.layers.Layer):
         }
 
 
+def _apart(
+    convolve: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    kernel: tf.Tensor,
+    inputs: Sequence[tf.Tensor],
+) -> tf.Tensor:
+    """Returns the sum of what each input gives with its own part of the kernel."""
+    kernels = tf.split(kernel, [x.shape[-1] for x in inputs], axis=-1)
+    return tf.add_n(
+        [convolve(part, x) for part, x in zip(kernels, inputs, strict=True)]
+    )
+
+
 @tf.custom_gradient
-def _up_conv(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Returns the transposed convolution of x, (N, H, W, c), by (3, 3, filters, c)."""
+def _up_conv(kernel: tf.Tensor, *inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """Returns the transposed convolution by (3, 3, filters, channels of all inputs).
+
+    Args:
+        kernel: The kernel.
+        *inputs: (N, H, W, c) each, convolved as one.
+    """
+    x = tf.concat(inputs, axis=-1)
     _, height, width, _ = x.shape
     shape = (tf.shape(x)[0], 2 * height, 2 * width, kernel.shape[2])
 
-    def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return _up_conv_gradients(x, kernel, dy)
+    def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        # Apart, so that what is asked for by none is not computed.
+        kernels = tf.split(kernel, [each.shape[-1] for each in inputs], axis=-1)
+        to_inputs = (tf.nn.conv2d(dy, part, 2, "SAME") for part in kernels)
+        return _kernel_gradient(dy, x, kernel.shape), *to_inputs
 
     return tf.nn.conv2d_transpose(x, kernel, shape, 2, "SAME"), gradient
 
 
 @tf.custom_gradient
-def _up_conv_phases(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+def _up_conv_phases(kernel: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """Returns the same as (N, H, W, 4 filters): top left, top right, bottom ones.
 
     Pixels in even and odd rows and columns see different parts of the kernel: a plain 2x2
@@ -124,7 +146,9 @@ def _up_conv_phases(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callabl
     above = ((0, 0), (1, 0), (1, 0), (0, 0))
 
     def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return _up_conv_gradients(x, kernel, _interleaved(dy))
+        dy = _interleaved(dy)
+        to_x = tf.nn.conv2d(dy, kernel, 2, "SAME")
+        return _kernel_gradient(dy, x, kernel.shape), to_x
 
     return tf.nn.conv2d(x, phases, 1, above), gradient
 
@@ -137,29 +161,28 @@ def _interleaved(phases: tf.Tensor) -> tf.Tensor:
     return tf.reshape(rows, (-1, 2 * height, 2 * width, channels // 4))
 
 
-def _up_conv_gradients(
-    x: tf.Tensor, kernel: tf.Tensor, dy: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the gradients to x and to the kernel."""
-    wide = kernel.shape[2] > NARROW
+def _kernel_gradient(
+    dy: tf.Tensor, x: tf.Tensor, shape: tuple[int, int, int, int]
+) -> tf.Tensor:
+    """Returns the gradient to a kernel of a shape: see `_as_product`."""
+    wide = shape[2] > NARROW
     by_product = wide and sums.exact() and not tf.config.list_logical_devices("GPU")
 
-    def kernel_gradient(dy: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    def gradient(dy: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         if by_product:
-            return _kernel_gradient(dy, x)
+            return _as_product(dy, x)
         return tf.raw_ops.Conv2DBackpropFilter(
             input=dy,
-            filter_sizes=kernel.shape,
+            filter_sizes=shape,
             out_backprop=x,
             strides=(1, 2, 2, 1),
             padding="SAME",
         )
 
-    dx = tf.nn.conv2d(dy, kernel, strides=2, padding="SAME")
-    return dx, sums.of_groups(kernel_gradient, dy, x)
+    return sums.of_groups(gradient, dy, x)
 
 
-def _kernel_gradient(dy: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+def _as_product(dy: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """Returns the kernel's gradient, (3, 3, filters, c), as a product of two matrices.
 
     A processor multiplies those at its full rate, which oneDNN's gradient of a kernel of
