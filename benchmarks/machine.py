@@ -6,19 +6,26 @@ import json
 import os
 import pathlib
 import platform
+import time
+
+import numpy as np
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = pathlib.Path(__file__).resolve().parent / "results"
+MATRIX_SIDE = 2048
+# Machines of one name have differed by two; one of them wanders by a tenth.
+RATE_TOLERANCE = 0.25
 PACKAGES = ["tensorflow", "tensorflow-cpu", "keras", "tensorflow-datasets", "numpy"]
 
 
 def facts() -> dict:
-    """Returns date, processor, cores, memory and versions as JSON values."""
+    """Returns date, processor, cores, memory, speed and versions as JSON values."""
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "matrix_product_gflops": round(_product_rate() / 1e9),
         "versions": {"python": platform.python_version(), **_versions()},
     }
 
@@ -39,10 +46,14 @@ def kept(path: pathlib.Path) -> dict:
         )
     found = json.loads(path.read_text(encoding="utf-8"))
     for name, value in facts().items():
-        if name != "date" and found["machine"][name] != value:
+        before = found["machine"].get(name, value)  # Older ones do not tell the speed.
+        alike = before == value
+        if name == "matrix_product_gflops":
+            alike = abs(before - value) <= RATE_TOLERANCE * value
+        if name != "date" and not alike:
             raise ValueError(
                 f"{path.name} must be of this machine for more to be added, got {name} "
-                f"{found['machine'][name]}; take all of it anew"
+                f"{before}, here {value}; take all of it anew"
             )
     return found
 
@@ -58,6 +69,17 @@ def shown(command: list[str], names: dict[str, str]) -> str:
     for place in sorted(names, key=len, reverse=True):
         text = text.replace(place, names[place])
     return text
+
+
+def _product_rate() -> float:
+    """Returns the FLOP/s of a product of float32 matrices on all cores, the best of 5."""
+    a = np.ones((MATRIX_SIDE, MATRIX_SIDE), np.float32)
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        a @ a
+        seconds.append(time.perf_counter() - began)
+    return 2 * MATRIX_SIDE**3 / min(seconds)
 
 
 def _cpu() -> str:

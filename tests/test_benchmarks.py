@@ -272,14 +272,19 @@ def test_shown_command_names_no_place_of_the_machine():
     assert shown == "python -m job --data_dir=DIR --out=OUT"
 
 
-def test_results_are_added_to_those_of_the_same_machine_only(tmp_path):
+def test_results_are_added_to_those_of_the_same_machine_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_product_rate", lambda: 400e9)
     path, facts = tmp_path / "quality.json", machine.facts()
-    found = {"machine": facts | {"date": "2026-01-01"}, "runs": {"tutorial": {}}}
+    # Another day, and a speed that wandered.
+    same = facts | {"date": "2026-01-01", "matrix_product_gflops": 370}
+    found = {"machine": same, "runs": {"tutorial": {}}}
     path.write_text(json.dumps(found))
     assert machine.kept(path) == found
-    path.write_text(json.dumps({"machine": facts | {"cpu": "another"}}))
-    with pytest.raises(ValueError, match="of this machine .*, got cpu another; take"):
-        machine.kept(path)
+    for other in ({"cpu": "another"}, {"matrix_product_gflops": 200}):
+        path.write_text(json.dumps({"machine": facts | other}))
+        [(name, value)] = other.items()
+        with pytest.raises(ValueError, match=f"machine .*, got {name} {value}, here "):
+            machine.kept(path)
 
 
 @pytest.mark.parametrize(
