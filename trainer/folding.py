@@ -9,6 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from trainer import sums
+
 CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 
 
@@ -47,7 +49,8 @@ class ConvNorm(keras.layers.Layer):
         kernel, bias = _folded(conv, self.norm)
         x, kernel = tf.cast(x, dtype), tf.cast(kernel, dtype)
         depthwise = isinstance(conv, keras.layers.DepthwiseConv2D)
-        if depthwise and conv.strides != (1, 1) and conv.trainable:
+        strided = conv.strides != (1, 1) and conv.dilation_rate == (1, 1)
+        if depthwise and strided and conv.trainable and sums.on_cpu():
             y = _strided_depthwise(x, kernel, conv.strides, self.padding)
         else:
             convolve = keras.ops.depthwise_conv if depthwise else keras.ops.conv
@@ -95,7 +98,7 @@ class ConvNorm(keras.layers.Layer):
 def _strided_depthwise(
     x: tf.Tensor, kernel: tf.Tensor, strides: tuple[int, int], padding: str
 ) -> tf.Tensor:
-    """Returns the depthwise convolution of x, (N, H, W, channels).
+    """Returns the depthwise convolution of x, (N, H, W, channels), on a CPU.
 
     Its gradient to x is taken in float32: for that in bfloat16 oneDNN needs twenty times
     as long where there are strides.

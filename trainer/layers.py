@@ -68,7 +68,7 @@ class UpConv(keras.layers.Layer):
         if sums.exact() and self.filters <= NARROW:
             total = _interleaved(_apart(_up_conv_phases, kernel, inputs))
         elif sums.exact() and self.compute_dtype != "float32":
-            # There products take so little that adding what they give takes longer.
+            # In bfloat16 products take so little that adding what they give takes longer.
             total = _up_conv(kernel, *inputs)
         else:
             total = _apart(_up_conv, kernel, inputs)
@@ -164,9 +164,14 @@ def _interleaved(phases: tf.Tensor) -> tf.Tensor:
 def _kernel_gradient(
     dy: tf.Tensor, x: tf.Tensor, shape: tuple[int, int, int, int]
 ) -> tf.Tensor:
-    """Returns the gradient to a kernel of a shape: see `_as_product`."""
-    wide = shape[2] > NARROW
-    by_product = wide and sums.exact() and not tf.config.list_logical_devices("GPU")
+    """Returns the gradient to a kernel of a shape, on a CPU by `_as_product`.
+
+    Args:
+        dy: (N, 2H, 2W, filters).
+        x: (N, H, W, c).
+        shape: (3, 3, filters, c).
+    """
+    by_product = sums.on_cpu() and shape[2] > NARROW
 
     def gradient(dy: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         if by_product:
@@ -260,8 +265,7 @@ def _normalised(
     """Returns x normalised over all replicas, (N, H, W, c), its mean and variance, (c,).
 
     Each pass over the maps is an operation of TensorFlow's own BatchNorm, which reads
-    bfloat16 as it is and sums in float32; what is summed of groups and replicas, in
-    float64, is then as good as exact.
+    bfloat16 as it is and sums in float32.
 
     Source: Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 1 and section 3.
     """
@@ -270,13 +274,15 @@ def _normalised(
     dtype = tf.float64 if sums.exact() else tf.float32
     count = tf.cast(tf.size(x) // x.shape[-1] * replicas, dtype)
 
-    def over_all(parts: list[tf.Tensor]) -> tf.Tensor:
+    def over_all(parts: Sequence[tf.Tensor]) -> tf.Tensor:
         """Returns the sum over groups and replicas, (2, c)."""
-        return context.all_reduce("sum", tf.add_n([tf.cast(p, dtype) for p in parts]))
+        total = sums.in_pairs([tf.cast(part, dtype) for part in parts])
+        return sums.over_replicas([total])[0]
 
     @tf.custom_gradient
     def normalise(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
-        moments = over_all([_moments(part, dtype) for [part] in sums.groups(x)]) / count
+        parts = [_moments(part, dtype) for [part] in sums.groups(x)]
+        moments = over_all(parts) / count
         mean = tf.cast(moments[0], tf.float32)
         variance = tf.cast(moments[1] - moments[0] ** 2, tf.float32)
         variance = tf.maximum(variance, 0.0)
@@ -285,23 +291,16 @@ def _normalised(
 
         def gradient(dy: tf.Tensor, *unused: tf.Tensor) -> tuple[tf.Tensor, ...]:
             # As if mean and variance were given; what they change is added below.
-            parts = [
-                tf.raw_ops.FusedBatchNormGradV3(
-                    y_backprop=dy_part,
-                    x=x_part,
-                    scale=gamma,
-                    reserve_space_1=mean,
-                    reserve_space_2=variance,
-                    reserve_space_3=(),
-                    epsilon=epsilon,
-                    is_training=False,
-                )[:3]
+            given = (mean, variance, gamma, epsilon)
+            gradients = [
+                _given_gradients(dy_part, x_part, *given)
                 for dy_part, x_part in sums.groups(dy, x)
             ]
-            total = over_all([tf.stack(part[1:]) for part in parts])
+            to_inputs, to_weights = zip(*gradients, strict=True)
+            total = over_all(to_weights)
             mean_product, mean_dy = tf.unstack(tf.cast(total / count, tf.float32))
             slope = -scale * inverse * mean_product
-            dx = tf.concat([part[0] for part in parts], axis=0)
+            dx = tf.concat(to_inputs, axis=0)
             dx += _affine(x, slope, -scale * mean_dy - slope * mean)
             dgamma, dbeta = tf.unstack(tf.cast(total / replicas, tf.float32))
             return dx, dgamma, dbeta
@@ -327,6 +326,47 @@ def _moments(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     mean, variance = tf.cast(mean, dtype), tf.cast(variance, dtype)
     # The variance is that of a sample, over count - 1.
     return tf.stack([count * mean, (count - 1) * variance + count * mean**2])
+
+
+def _given_gradients(
+    dy: tf.Tensor,
+    x: tf.Tensor,
+    mean: tf.Tensor,
+    variance: tf.Tensor,
+    gamma: tf.Tensor,
+    epsilon: float,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the gradients of a BatchNorm whose mean and variance are given.
+
+    Args:
+        dy: (N, H, W, c).
+        x: (N, H, W, c).
+        mean: (c,), as the next two.
+        variance: Of x.
+        gamma: What the normalised x is multiplied by.
+        epsilon: What is added to the variance.
+
+    Returns:
+        (N, H, W, c) to x.
+        (2, c) float32 to gamma and beta.
+    """
+    if tf.config.list_logical_devices("GPU"):  # Refused there with --deterministic.
+        inverse = tf.math.rsqrt(variance + epsilon)
+        normalised = _affine(tf.cast(x, tf.float32), inverse, -mean * inverse)
+        wide = tf.cast(dy, tf.float32)
+        to_weights = [tf.reduce_sum(v, (0, 1, 2)) for v in (wide * normalised, wide)]
+        return _affine(dy, gamma * inverse, tf.zeros_like(mean)), tf.stack(to_weights)
+    to_x, *to_weights = tf.raw_ops.FusedBatchNormGradV3(
+        y_backprop=dy,
+        x=x,
+        scale=gamma,
+        reserve_space_1=mean,
+        reserve_space_2=variance,
+        reserve_space_3=(),
+        epsilon=epsilon,
+        is_training=False,
+    )[:3]
+    return to_x, tf.stack(to_weights)
 
 
 def _affine(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:

@@ -25,14 +25,20 @@ def exact() -> bool:
     return not isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)
 
 
+def on_cpu() -> bool:
+    """Returns whether replicas compute on CPUs."""
+    return exact() and not tf.config.list_logical_devices("GPU")
+
+
 def in_pairs(values: Sequence[tf.Tensor]) -> tf.Tensor:
     """Returns the sum of values of one shape, added two and two."""
-    shape = values[0].shape
+    shape = tf.shape(values[0])
     rows = [tf.reshape(value, (1, -1)) for value in values]
     while len(rows) > 1:
         # As a bias: Grappler would make one flat sum of plain additions, in another order.
-        pairs = zip(rows[::2], rows[1::2], strict=False)
-        rows = [tf.nn.bias_add(a, b[0]) for a, b in pairs] + rows[len(rows) & ~1 :]
+        pairs = zip(rows[::2], rows[1::2], strict=False)  # An odd one waits.
+        waiting = rows[len(rows) // 2 * 2 :]
+        rows = [tf.nn.bias_add(a, b[0]) for a, b in pairs] + waiting
     return tf.reshape(rows[0], shape)
 
 
