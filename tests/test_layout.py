@@ -45,7 +45,6 @@ LEAVES = {
     *("bucket", "interruption", "lease", "metrics", "order", "resizing", "saver"),
     "averaging",
     "boundaries",
-    "folding",
     "overlay",
     "sums",
 }
@@ -133,6 +132,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "model": {"decoders", "encoders", "folding", "layers", "pretrained"},
     "decoders": {"layers"},
+    "folding": {"sums"},
     "layers": {"sums"},
     "pretrained": {"encoders", "files"},
     "distribution": {"cluster", "sums"},
