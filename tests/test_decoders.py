@@ -62,3 +62,18 @@ def test_it_does_without_a_skip():
         decoder="light",
     )
     assert unet(np.zeros((1, 64, 64, 3), "float32")).shape == (1, 64, 64, 2)
+
+
+def test_nothing_is_clipped_where_it_is_enlarged_in_bfloat16():
+    """Keras would, in five passes over the maps and their gradients."""
+    maps = [keras.Input((4, 4, 5)), keras.Input((8, 8, 7))]
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        merged = keras.Model(maps, decoders.merge(*maps, 6, "light"))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    call = tf.function(merged).get_concrete_function(
+        [tf.TensorSpec((2, *each.shape[1:])) for each in maps]
+    )
+    kinds = {operation.type for operation in call.graph.get_operations()}
+    assert "ResizeBilinear" in kinds and not kinds & {"Minimum", "ClipByValue"}

@@ -77,6 +77,24 @@ def test_a_strided_depthwise_has_about_the_gradients_of_float32(policy, toleranc
         assert error < tolerance * np.abs(plain).max()
 
 
+def test_a_strided_depthwise_has_its_gradient_to_a_map_in_float32():
+    """In bfloat16 it takes twenty times as long."""
+    conv = keras.layers.DepthwiseConv2D(3, strides=2, dtype="mixed_bfloat16")
+    model = folding.fold(keras.Model(*chain(conv, keras.layers.BatchNormalization())))
+
+    @tf.function
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = model(x)
+        return tape.gradient(y, x)
+
+    operations = gradient.get_concrete_function(images()).graph.get_operations()
+    kind = "DepthwiseConv2dNativeBackpropInput"
+    [found] = [operation for operation in operations if operation.type == kind]
+    assert found.get_attr("T") == tf.float32
+
+
 def test_a_norm_that_is_trained_stays_on_its_own():
     network = pretrained.build("mobilenet_v2", image_size=SIZE, weights="none")
     assert len(norms(folding.fold(network))) == len(norms(network)) > 40

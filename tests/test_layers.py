@@ -39,7 +39,7 @@ def test_batch_norm_is_that_of_one_device_with_the_examples_of_all_replicas(kind
                 tape.watch(x)
                 y = norm(x, training=True)
                 # The gradient to y is another for each of its values.
-                loss = tf.reduce_sum(y**3)
+                loss = tf.reduce_sum(y**3) / 36  # Examples and pixels.
             to_x, *to_weights = tape.gradient(loss, [x, *norm.trainable_variables])
             return y, to_x, sums.over_replicas(to_weights)
 
@@ -56,15 +56,15 @@ def test_batch_norm_is_that_of_one_device_with_the_examples_of_all_replicas(kind
         return *made, *summed, *map(keras.ops.convert_to_numpy, moving)
 
     for ours, theirs in zip(seen(2), seen(1), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("shape", [(), (4,), (None, 2)])
+@pytest.mark.parametrize("shape", [(), (1000,), (None, 2)])
 def test_values_are_added_two_and_two(shape, count):
     rng = np.random.default_rng(0)
-    size = [side or 3 for side in shape]
-    values = [np.float32(rng.normal(0, 1e4**i, size)) for i in range(count)]
+    size = [side or 300 for side in shape]
+    values = [np.float32(rng.normal(0, 1, size)) for _ in range(count)]
     pairs = list(values)
     while len(pairs) > 1:
         added = [a + b for a, b in zip(pairs[::2], pairs[1::2], strict=False)]
