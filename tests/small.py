@@ -14,7 +14,8 @@ signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
 import keras
 
 from trainer import model, task
-from trainer.layers import SyncBatchNorm, UpConv
+from trainer.batch_norm import SyncBatchNorm
+from trainer.up_conv import UpConv
 
 
 def unet(*, image_size: int, num_classes: int, seed: int, **_) -> keras.Model:

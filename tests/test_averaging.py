@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tests import runs
-from trainer import averaging, checkpoint, job, layers, task, trained
+from trainer import averaging, batch_norm, checkpoint, job, task, trained
 
 SMALL = ["--image_size=32", "--num_pictures=1", "--log_every_steps=1", "--noexport"]
 
@@ -56,7 +56,7 @@ def test_the_means_stand_in_for_the_weights_and_give_them_back():
 def test_the_statistics_of_batch_norm_have_means_too(replicas):
     strategy = runs.mirrored(replicas)
     with strategy.scope():
-        image, norm = keras.Input((2, 2, 1)), layers.SyncBatchNorm()
+        image, norm = keras.Input((2, 2, 1)), batch_norm.SyncBatchNorm()
         frozen = keras.layers.BatchNormalization(trainable=False)
         encoder = keras.Model(image, frozen(norm(image)))
         model = keras.Model(image, encoder(image))

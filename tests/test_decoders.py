@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import decoders, layers, model
+from trainer import decoders, model, up_conv
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,9 @@ def products(unet):
     total = 0
     for layer in unet.layers:
         if hasattr(layer, "kernel"):
-            transposed = isinstance(layer, layers.UpConv | keras.layers.Conv2DTranspose)
+            transposed = isinstance(
+                layer, up_conv.UpConv | keras.layers.Conv2DTranspose
+            )
             tensors = keras.tree.flatten(layer.input if transposed else layer.output)
             total += np.prod(layer.kernel.shape) * np.prod(tensors[0].shape[1:3])
     return total

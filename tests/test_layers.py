@@ -8,10 +8,10 @@ import pytest
 import tensorflow as tf
 
 from tests import runs
-from trainer import layers, sums
+from trainer import batch_norm, sums, up_conv
 
 KINDS = {
-    "the decoders'": layers.SyncBatchNorm,
+    "the decoders'": batch_norm.SyncBatchNorm,
     "the encoders'": functools.partial(
         keras.layers.BatchNormalization, synchronized=True
     ),
@@ -90,7 +90,7 @@ def test_batch_norm_and_its_gradients_are_those_of_the_formula(
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda k: devices.get(k, []))
     rng = np.random.default_rng(0)
     shape = (n, 4, 4, 5)
-    norm = layers.SyncBatchNorm(dtype=policy)
+    norm = batch_norm.SyncBatchNorm(dtype=policy)
     dtype = norm.compute_dtype
     x = tf.constant(rng.normal(3, 2, shape), dtype)
     dy = tf.constant(rng.normal(1, 1, shape), dtype)
@@ -136,7 +136,7 @@ def test_an_up_conv_and_its_gradients_are_those_of_keras(n, filters, policy, tol
     how = dict(use_bias=True, kernel_initializer="orthogonal")
     theirs = keras.layers.Conv2DTranspose(filters, 3, 2, "same", **how)
     theirs.build((n, 4, 4, 11))
-    ours = layers.UpConv(filters, dtype=policy, **how)
+    ours = up_conv.UpConv(filters, dtype=policy, **how)
     ours.build(shapes)
     ours.set_weights(theirs.get_weights())
 

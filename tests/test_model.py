@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import layers, model, pretrained, step, sums
+from trainer import model, pretrained, step, sums, up_conv
 
 SIZE = 32
 
@@ -158,7 +158,7 @@ def test_the_gradient_of_a_kernel_by_a_product_is_that_of_the_convolution(dtype)
     rng = np.random.default_rng(0)
     x = tf.cast(rng.standard_normal((2, 3, 5, 4)), dtype)  # Neither square nor even.
     dy = tf.cast(rng.standard_normal((2, 6, 10, 7)), dtype)
-    found = layers._as_product(dy, x)
+    found = up_conv._as_product(dy, x)
     expected = tf.raw_ops.Conv2DBackpropFilter(
         input=tf.cast(dy, tf.float32),
         filter_sizes=(3, 3, 7, 4),

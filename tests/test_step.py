@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tests import runs
-from trainer import checkpoint, distribution, layers, losses, step
+from trainer import checkpoint, distribution, losses, step, up_conv
 
 SIZE, CLASSES, RATE = 4, 3, 0.5
 
@@ -428,7 +428,7 @@ def several_steps(strategy, image, mask, **settings):
     with strategy.scope():
         keras.utils.set_random_seed(0)
         inputs = keras.Input((SIZE, SIZE, 3))
-        unet = keras.Model(inputs, layers.UpConv(CLASSES, use_bias=True)([inputs]))
+        unet = keras.Model(inputs, up_conv.UpConv(CLASSES, use_bias=True)([inputs]))
         optimizer = adam(unet)
     run = step.make_train_steps(strategy, unet, optimizer, loss=LOSS, **settings)
     total, *_ = run(batches(strategy, image, mask), len(image))

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import keras
 
-from trainer.layers import SyncBatchNorm, UpConv
+from trainer.batch_norm import SyncBatchNorm
+from trainer.up_conv import UpConv
 
 # Channels at S/16, S/8, S/4 and S/2.
 TUTORIAL_WIDTHS = (512, 256, 128, 64)
