@@ -116,7 +116,12 @@ CASES = [
     ),
     ({"cross_entropy": 1.0}, {"label_smoothing": 0.1, "class_weights": WEIGHTS}),
     ({"focal": 1.0}, {"focal_gamma": 0.5}),
-    ({"cross_entropy": 1.0, "dice": 0.5, "jaccard": 0.25, "focal": 2.0}, {}),
+    ({"cross_entropy": 0.1, "lovasz": 1.0}, {}),
+    ({"cross_entropy": 0.1, "lovasz": 1.0}, {"class_weights": WEIGHTS}),
+    (
+        {"cross_entropy": 1.0, "dice": 0.5, "jaccard": 0.25, "focal": 2.0, "lovasz": 1},
+        {},
+    ),
 ]
 
 
@@ -134,12 +139,16 @@ BY_HAND = {
     "focal": (0.3**2 * LN7 + 0.4**2 * LN6 + 0.5**2 * LN5) / 3,
     "dice": 1 - (DICE[0] + DICE[1]) / 2,
     "jaccard": 1 - (JACCARD[0] + JACCARD[1]) / 2,
+    # Errors of class 0: 0.5 and 0.3 of its pixels, 0.3 of another; of class 1: 0.4 of its
+    # pixel, 0.25 and 0.2 of others, which cost nothing more.
+    "lovasz": ((0.5 - 0.3) / 2 + 0.3 + 0.4) / 2,
 }
 WEIGHTED_BY_HAND = {
     "cross_entropy": (2 * LN7 + LN6 + 2 * LN5) / 5,
     "focal": (2 * 0.3**2 * LN7 + 0.4**2 * LN6 + 2 * 0.5**2 * LN5) / 5,
     "dice": 1 - (2 * DICE[0] + DICE[1]) / 3,
     "jaccard": 1 - (2 * JACCARD[0] + JACCARD[1]) / 3,
+    "lovasz": (2 * ((0.5 - 0.3) / 2 + 0.3) + 0.4) / 3,
 }
 
 
@@ -172,6 +181,16 @@ def test_focal_loss_without_gamma_is_cross_entropy():
     assert float(found) == pytest.approx(float(losses.share(logits, mask)), rel=1e-6)
 
 
+def lovasz(errors, truth):
+    """Returns Lovasz-softmax of each class, by the sorting of the paper."""
+    order = np.argsort(-errors, axis=0)
+    errors, truth = (np.take_along_axis(x, order, axis=0) for x in (errors, truth))
+    hit = truth.sum(axis=0) - np.cumsum(truth, axis=0)
+    union = truth.sum(axis=0) + np.cumsum(1 - truth, axis=0)
+    steps = np.diff(1 - hit / np.maximum(union, 1), axis=0, prepend=0)
+    return (errors * steps).sum(axis=0)
+
+
 def in_float64(logits, mask, terms, focal_gamma=2.0, label_smoothing=0.0, **weights):
     """Returns the loss, pixel by pixel and class by class in float64."""
     weights = np.array(weights.get("class_weights", np.ones(3)))
@@ -188,13 +207,15 @@ def in_float64(logits, mask, terms, focal_gamma=2.0, label_smoothing=0.0, **weig
         / pixel.sum(),
         "dice": (of_class * (1 - 2 * both / of_both)).sum() / of_class.sum(),
         "jaccard": (of_class * (1 - both / (of_both - both))).sum() / of_class.sum(),
+        "lovasz": (of_class * lovasz(np.abs(truth - p), truth)).sum() / of_class.sum(),
     }
     return sum(factor * found[name] for name, factor in terms.items())
 
 
 @pytest.mark.parametrize(("terms", "settings"), CASES)
 def test_gradient_is_that_of_small_steps(terms, settings):
-    logits, mask = example(n=2, side=2, num_classes=3)
+    # Of this seed no two errors of a class are in the same bin of Lovasz-softmax.
+    logits, mask = example(seed=1, n=2, side=2, num_classes=3)
     mask[0, 0] = 255
     mask[mask == 2] = 0  # One class is absent.
     x = tf.constant(logits)
@@ -213,6 +234,34 @@ def test_gradient_is_that_of_small_steps(terms, settings):
         expected[at] = np.subtract(*ends) / 2e-5
     np.testing.assert_allclose(found, expected, atol=2e-7, rtol=1e-5)
     assert (found[0, 0] == 0).all() and found[0, 1].all()
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+def test_lovasz_of_many_pixels_is_that_of_the_paper_though_none_are_sorted(scale):
+    logits, mask = example(n=4, side=32)
+    mask[0, :9] = 255
+    found = losses.share(scale * logits, mask, terms={"lovasz": 1.0})
+    expected = in_float64(scale * logits, mask, {"lovasz": 1.0})
+    assert float(found) == pytest.approx(expected, rel=1e-4)
+
+
+def test_lovasz_is_the_same_where_pixels_are_counted_as_on_a_gpu(monkeypatch):
+    logits, mask = example()
+    mask[0] = 255
+    on_cpu = losses.share(logits, mask, terms={"lovasz": 1.0})
+    monkeypatch.setattr(losses.sums, "on_cpu", lambda: False)
+    assert on_cpu == losses.share(logits, mask, terms={"lovasz": 1.0})
+
+
+def test_lovasz_of_answers_without_doubt_is_the_jaccard_loss():
+    _, mask = example()
+    _, other = example(seed=1)
+    terms = ({"lovasz": 1.0}, {"jaccard": 1.0})
+    lovasz, jaccard = (
+        losses.share(1e3 * np.eye(3, dtype=np.float32)[other], mask, terms=one)
+        for one in terms
+    )
+    assert float(lovasz) == pytest.approx(float(jaccard), rel=1e-5)
 
 
 @pytest.mark.parametrize(("terms", "settings"), CASES)

@@ -408,7 +408,7 @@ def test_values_taken_for_a_save_stay_while_the_run_goes_on(jit_compile):
 
 LOSS = functools.partial(
     losses.share,
-    terms={"cross_entropy": 1.0, "dice": 0.5, "jaccard": 1.0, "focal": 1.0},
+    terms=dict(cross_entropy=1.0, dice=0.5, jaccard=1.0, focal=1.0, lovasz=1.0),
     class_weights=(2.0, 1.0, 0.3),
     label_smoothing=0.1,
 )

@@ -65,7 +65,7 @@ class Config:
     total_steps: int | None = setting("Training", None, "Steps to train, instead of epochs.", low=1)
     batch_size: int = setting("Training", 64, "Examples per step on one replica.", low=1)
     global_batch_size: int | None = setting("Training", None, "Examples per step over all replicas, instead of batch_size.", low=1)
-    loss: str = setting("Training", "cross_entropy", "What training makes small: cross_entropy, focal, dice, jaccard, or a sum such as cross_entropy+0.5*dice.", identity=True)
+    loss: str = setting("Training", "cross_entropy", "What training makes small: cross_entropy, focal, dice, jaccard, lovasz, or a sum such as cross_entropy+0.5*dice.", identity=True)
     focal_gamma: float = setting("Training", objective.FOCAL_GAMMA, "With focal: how much less the pixels count that are almost right; 0 is cross_entropy.", low=0, high=10, identity=True)
     class_weights: str | None = setting("Training", None, "Weight of the pixels of each class, such as 2,2,1; frequency: one over its share of the training pixels.", identity=True)
     label_smoothing: float = setting("Training", 0.0, "With cross_entropy: share of the truth that is spread over all classes alike.", low=0, high=0.99, identity=True)

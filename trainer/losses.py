@@ -14,6 +14,7 @@ CROSS_ENTROPY = {"cross_entropy": 1.0}
 # Of 1 less a probability, in focal loss: at 0 its powers below 1 have no gradient.
 LEAST_DOUBT = 1e-7
 # Of each class, (C,), from sums over pixels: of probability x truth, of either alone.
+BINS = 1024  # Of Lovasz-softmax's errors, which are in 0..1.
 OVERLAPS: dict[str, Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]] = {
     "dice": lambda both, given, true: 2 * both / (given + true),
     "jaccard": lambda both, given, true: both / (given + true - both),
@@ -59,19 +60,20 @@ def share(
     of its true class. Dice and Jaccard loss are 1 less the mean overlap of the classes
     that are true somewhere in the batch of all replicas, each with its weight: in a mean
     over images, those that lack a class would say nothing of it, or call it perfect.
+    Lovasz-softmax is such a mean too, of what is the Jaccard loss where the model is sure.
 
     Args:
         logits: (N, S, S, C) float of any precision; computed in float32.
         mask: (N, S, S) uint8, int32 or int64 class ids 0..C-1, or 255 for an ignored
             pixel.
-        terms: Factor of each loss: cross_entropy, focal, dice, jaccard.
+        terms: Factor of each loss: cross_entropy, focal, dice, jaccard, lovasz.
         focal_gamma: Exponent of focal loss; with 0 it is cross-entropy.
         label_smoothing: Share of the truth that cross-entropy spreads over all classes.
         class_weights: Of each class, not negative; all alike when absent.
 
     Returns:
         () float32: nats per counted pixel for cross-entropy and focal loss, 0..1 for
-        Dice and Jaccard loss. 0 where no pixel of any replica counts.
+        the others. 0 where no pixel of any replica counts.
 
     Source: label smoothing of Szegedy et al. 2016, arXiv:1512.00567, section 7; focal
         loss of Lin et al. 2017, arXiv:1708.02002, section 3.2.
@@ -94,11 +96,15 @@ def share(
         weight = tf.cast(_of_all_replicas(weights), tf.float32)
         weight = tf.where(weight > 0, weight, 1.0)
         total += tf.reduce_sum(tf.add_n(of_images)) / weight
+    counted = (mask != IGNORED)[..., tf.newaxis]
     overlaps = {name: terms[name] for name in OVERLAPS if name in terms}
+    if overlaps or "lovasz" in terms:
+        probabilities = tf.exp(log_probabilities) * tf.cast(counted, tf.float32)
     if overlaps:
-        counted = tf.cast(mask != IGNORED, tf.float32)[..., tf.newaxis]
-        probabilities = tf.exp(log_probabilities) * counted
         total += _overlap_share(truth, probabilities, overlaps, class_weights)
+    if factor := terms.get("lovasz"):
+        errors = tf.abs(truth - probabilities)
+        total += factor * _lovasz_share(truth, errors, counted, class_weights)
     return total
 
 
@@ -140,17 +146,90 @@ def _overlap_share(
         _of_all_replicas(tf.reduce_sum(values, axis=(1, 2)))  # (C,)
         for values in (truth * probabilities, probabilities, truth)
     )
-    weights = tf.ones_like(true)
-    if class_weights is not None:
-        weights = tf.constant(class_weights, true.dtype)
-    weights = tf.where(true > 0, weights, 0)
-    weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights))
+    weights = _shares_of_mean(true, class_weights)
     given = tf.where(true > 0, given, 1)  # Of an absent class 0 / 0 would be nan.
     losses = [
         factor * tf.reduce_sum(weights * (1 - OVERLAPS[name](both, given, true)))
         for name, factor in terms.items()
     ]
     return _share_of(tf.add_n(losses))
+
+
+def _lovasz_share(
+    truth: tf.Tensor,
+    errors: tf.Tensor,
+    counted: tf.Tensor,
+    class_weights: Sequence[float] | None,
+) -> tf.Tensor:
+    """Returns this replica's share of Lovasz-softmax.
+
+    Of each class it is the sum of each pixel's error times what the Jaccard loss grows by
+    when that pixel joins the wrong ones, the largest errors first. By how much does not
+    ask which pixels came before, only how many of the class and how many of others. So
+    nothing is sorted: they are counted by size of error, over all replicas. Of errors in
+    the same bin, those of the class and the others come first half of the time each.
+
+    Args:
+        truth: (N, S, S, C) float32, 1 for the true class of a counted pixel, else 0.
+        errors: (N, S, S, C) float32, distance of the probabilities from it, 0..1.
+        counted: (N, S, S, 1) bool, whether a pixel is.
+        class_weights: Of each class.
+
+    Source: Berman et al. 2018, arXiv:1705.08790, section 2 and algorithm 1.
+    """
+    classes = truth.shape[-1]
+    bins = tf.clip_by_value(
+        tf.cast(errors * BINS, tf.int32), 0, BINS - 1
+    )  # nan is not.
+    of_others = tf.cast(1 - truth, tf.int32)
+    cells = (2 * tf.range(classes) + of_others) * BINS + bins
+    last = 2 * classes * BINS  # What is not counted goes there.
+    cells = tf.where(counted, cells, last)
+    counts = _counts(tf.reshape(cells, [-1]), last + 1)[:last]
+    counts = tf.distribute.get_replica_context().all_reduce("sum", counts)
+    counts = tf.cast(tf.reshape(counts, (classes, 2, BINS)), tf.float32)
+    true = tf.reduce_sum(counts[:, 0], axis=-1, keepdims=True)  # (C, 1)
+    after = tf.cumsum(counts, axis=-1, reverse=True)  # With the bin itself.
+    hit_after, hit_before = (true - found[:, 0] for found in (after, after - counts))
+    union_after, union_before = (
+        tf.maximum(true + found[:, 1], 1) for found in (after, after - counts)
+    )
+    growth = [
+        (1 / union_before + 1 / union_after) / 2,
+        (hit_before + hit_after) / 2 / (union_before * union_after),
+    ]
+    weights = _shares_of_mean(true, class_weights)
+    growth = tf.stack(growth, axis=1) * weights[..., tf.newaxis]
+    growth = tf.concat([tf.reshape(growth, [last]), [0.0]], axis=0)
+    return tf.reduce_sum(tf.stop_gradient(tf.gather(growth, cells)) * errors)
+
+
+def _counts(cells: tf.Tensor, size: int) -> tf.Tensor:
+    """Returns how often each of 0..size - 1 is among cells, (size,) int32."""
+    if not sums.on_cpu():
+        return tf.math.unsorted_segment_sum(tf.ones_like(cells), cells, size)
+    # 25 times as fast there; GPUs refuse it with --deterministic.
+    none = tf.constant([], tf.int32)
+    return tf.raw_ops.DenseBincount(input=cells, size=tf.constant(size), weights=none)
+
+
+def _shares_of_mean(
+    true: tf.Tensor, class_weights: Sequence[float] | None
+) -> tf.Tensor:
+    """Returns each class' share of a mean over those that are true somewhere.
+
+    Args:
+        true: (C, ...), pixels of each class.
+        class_weights: Of each class.
+
+    Returns:
+        (C, ...) of the same dtype, with the sum 1; 0 where no class is true.
+    """
+    weights = tf.ones_like(true)
+    if class_weights is not None:
+        weights *= tf.reshape(tf.constant(class_weights, true.dtype), true.shape)
+    weights = tf.where(true > 0, weights, 0)
+    return tf.math.divide_no_nan(weights, tf.reduce_sum(weights))
 
 
 @tf.custom_gradient

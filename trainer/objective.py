@@ -2,7 +2,7 @@
 
 import math
 
-LOSSES = ("cross_entropy", "focal", "dice", "jaccard")
+LOSSES = ("cross_entropy", "focal", "dice", "jaccard", "lovasz")
 FOCAL_GAMMA = 2.0  # Lin et al. 2017, arXiv:1708.02002, section 4.1.
 FREQUENCY = "frequency"  # In the place of class weights: those of the training pixels.
 
