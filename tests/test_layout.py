@@ -100,8 +100,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "feed": {"data", "dataset", "job", "records", "streams"},
     "job": {
         *("averaging", "checkpoint", "cluster", "config", "data", "dataset"),
-        *("distribution", "examples", "metrics", "objective", "report", "same_run"),
-        *("step", "trained"),
+        *("distribution", "examples", "metrics", "model", "objective", "report"),
+        *("same_run", "step", "trained"),
     },
     **{name: MODULES - {"task", "train", name} for name in COMMANDS},
     "same_run": {"checkpoint", "config", "distribution", "files"},

@@ -65,6 +65,26 @@ def test_unet_of_3_classes_has_the_tutorials_parameters(size):
     assert count(unet.trainable_weights) == 4_660_323
 
 
+@pytest.mark.parametrize("decoder", ["tutorial", "light"])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_model_at_another_size_is_the_one_built_for_it_with_the_same_weights(
+    decoder, training
+):
+    settings = dict(decoder=decoder, train_encoder=True, train_encoder_from=8)
+    unet, other = build(image_size=96, **settings), build(image_size=64, **settings)
+    at_other = model.at(unet, 64)
+    assert [id(v) for v in at_other.variables] == [id(v) for v in unet.variables]
+    other.set_weights([1.5 * v for v in unet.get_weights()])
+    unet.set_weights(other.get_weights())
+    found, expected = (
+        network(images(2, 64), training=training).numpy()
+        for network in (at_other, other)
+    )
+    np.testing.assert_array_equal(found, expected)
+    assert unet(images(2, 96)).shape == (2, 96, 96, 3)
+    assert model.at(unet, 96) is unet
+
+
 def test_training_the_encoder_trains_all_but_moving_averages_and_its_norms():
     unet = build(train_encoder=True)
     trained = {v.path for v in unet.trainable_weights}

@@ -103,6 +103,33 @@ def test_a_run_leaves_what_it_promises(trained, tiny_unet, monkeypatch):
     assert read(job_dir, "config")["dataset"]["train_examples"] == 6
 
 
+def test_images_of_training_and_those_that_are_judged_may_differ_in_size(
+    trained, monkeypatch
+):
+    seen = []
+    make, evaluate = train.step.make_train_steps, judge.evaluation_step.make_evaluate
+
+    def noting(made):
+        def call(batches, *more):
+            seen.append(batches.element_spec[0].shape[1])
+            return made(batches, *more)
+
+        return call
+
+    monkeypatch.setattr(
+        train.step,
+        "make_train_steps",
+        lambda *args, **more: noting(make(*args, **more)),
+    )
+    monkeypatch.setattr(
+        evaluation_step, "make_evaluate", lambda *args: noting(evaluate(*args))
+    )
+    flags = ["--image_size=64", "--train_image_size=32", "--crop_scale_min=0.5"]
+    job_dir = trained("--total_steps=1", *flags)
+    assert seen == [32, 64, 64]
+    assert read(job_dir)["test"]["mean_iou"] is not None
+
+
 def test_several_steps_in_a_call_give_the_losses_of_one_step_a_call(
     trained, tiny_unet, monkeypatch
 ):

@@ -36,6 +36,7 @@ class Config:
     limit_train_examples: int | None = setting("Data", None, "Train on this many examples only.", low=1, identity=True)
     limit_eval_examples: int | None = setting("Data", None, "Evaluate on this many examples of a split only.", low=1, identity=True)
     image_size: int = setting("Data", 128, "Side of the square model input, pixels; a multiple of 32.", low=32, identity=True)
+    train_image_size: int | None = setting("Data", None, "Side of training images, of their crops where there are, pixels; a multiple of 32; image_size when absent.", low=32, identity=True)
     cache: str = setting("Data", "auto", "Keep decoded examples in memory; auto does when they fit.", choices=("auto", "memory", "none"))
     shuffle_window: int = setting("Data", 1000, "Examples per stream among which the order is shuffled; a shard up to this long is permuted whole.", low=1, identity=True)
 
@@ -110,12 +111,14 @@ class Config:
 
     def __post_init__(self) -> None:
         flags.check(self)
-        if self.image_size % 32:
-            lower = self.image_size // 32 * 32
-            raise ValueError(
-                "image_size must be a multiple of 32, the encoder halves five times, "
-                f"got {self.image_size}; nearest: {lower}, {lower + 32}"
-            )
+        for name in ("image_size", "train_image_size"):
+            size = getattr(self, name)
+            if size is not None and size % 32:
+                lower = size // 32 * 32
+                raise ValueError(
+                    f"{name} must be a multiple of 32, the encoder halves five times, "
+                    f"got {size}; nearest: {lower}, {lower + 32}"
+                )
         if self.class_names is not None:
             if len(self.class_names) < 2 or not all(self.class_names):
                 raise ValueError(

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from trainer import data, records, streams
 from trainer.dataset import Split
-from trainer.job import Job, augmentation
+from trainer.job import Job, augmentation, train_side
 
 
 def train_batches(job: Job) -> Callable[[threading.Event], tf.data.Dataset]:
@@ -21,7 +21,7 @@ def train_batches(job: Job) -> Callable[[threading.Event], tf.data.Dataset]:
         return streams.train_batches(
             job.dataset,
             job.examples["train"],
-            image_size=settings.image_size,
+            image_size=train_side(settings),
             batch_size=job.batch_size,
             seed=settings.seed,
             window=settings.shuffle_window,
@@ -43,7 +43,7 @@ def first_train_examples(job: Job, count: int) -> tuple[np.ndarray, np.ndarray]:
     return streams.first_train_examples(
         job.dataset,
         job.examples["train"],
-        image_size=settings.image_size,
+        image_size=train_side(settings),
         seed=settings.seed,
         window=settings.shuffle_window,
         augmentation=augmentation(settings),
@@ -82,7 +82,7 @@ def eval_batches(
     settings, workers, share = job.settings, job.workers, {}
     size = settings.image_size
     if name == "train":
-        size = data.train_size(size, augmentation(settings))
+        size = data.train_size(train_side(settings), augmentation(settings))
     if turns is not None:
         replicas = job.strategy.num_replicas_in_sync // workers.count
         share = dict(

@@ -19,6 +19,7 @@ from trainer import (
     distribution,
     examples,
     metrics,
+    model,
     objective,
     report,
     same_run,
@@ -39,6 +40,7 @@ class Job:
     dataset: dataset.Dataset
     examples: dict[str, examples.Examples]
     model: keras.Model
+    train_model: keras.Model  # The same weights, for images of the training's size.
     optimizer: keras.Optimizer
     loss_scale: step.LossScale | None
     average: averaging.Average | None  # Of the weights; judged in their place.
@@ -91,6 +93,11 @@ def new_state(settings: config.Config, examples: list[int]) -> dict[str, Any]:
         "loss_sum": 0.0,  # Of the steps since the last row of metrics.jsonl,
         "loss_steps": 0,  # and how many they are.
     }
+
+
+def train_side(settings: config.Config) -> int:
+    """Returns the side of the images that the model is trained on, pixels."""
+    return settings.train_image_size or settings.image_size
 
 
 def augmentation(settings: config.Config) -> dict[str, Any] | None:
@@ -225,9 +232,10 @@ def prepare(
             settings.cache,
             workers.index,
             workers.count,
-            data.train_size(settings.image_size, augmentation(settings)),
+            data.train_size(train_side(settings), augmentation(settings)),
         ),
         model=unet,
+        train_model=model.at(unet, train_side(settings)),
         optimizer=optimizer,
         loss_scale=loss_scale,
         average=average,

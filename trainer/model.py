@@ -4,6 +4,7 @@ Letters: N images in a batch, S side of an image, C classes.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 
@@ -78,3 +79,26 @@ def build_unet(
     logits = DECODERS[decoder](features, skips, num_classes)
     logits = keras.layers.Activation("linear", dtype="float32", name="logits")(logits)
     return keras.Model(image, logits, name="unet")
+
+
+def at(network: keras.Model, size: int) -> keras.Model:
+    """Returns the network, its very layers and weights, for images of another size.
+
+    Args:
+        network: Image (N, S, S, channels) -> whatever.
+        size: Of its images, pixels, a multiple of 32.
+    """
+    if network.input.shape[1] == size:
+        return network
+
+    def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(layer, keras.Model):
+            layer = at(layer, args[0].shape[1])
+        return layer(*args, **kwargs)
+
+    return keras.models.clone_model(
+        network,
+        input_tensors=keras.Input((size, size, network.input.shape[-1])),
+        clone_function=lambda layer: layer,
+        call_function=call,
+    )

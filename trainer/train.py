@@ -183,7 +183,7 @@ class Run:
         settings, state = job.settings, job.state
         train_steps = step.make_train_steps(
             job.strategy,
-            job.model,
+            job.train_model,
             job.optimizer,
             loss=functools.partial(
                 losses.share,
