@@ -5,7 +5,7 @@ SUITABLE = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
 	$$python -c "$(SUITABLE)" 2>/dev/null && echo $$python && break; done)
 BIN = .venv/bin
-# The sample is small: more steps with fewer examples each, and an encoder that learns.
+# The sample is small: more steps with fewer examples each.
 SAMPLE_FLAGS = --job_dir=runs/sample --batch_size=16 --total_steps=240 --eval_every_steps=60
 # What the benchmarks read: photographs of full size with their trimaps, in folders
 # images and masks; the data set of benchmarks.scale_dataset.

@@ -30,7 +30,7 @@ def main() -> None:
         image.built(scratch, dict(os.environ)) as built,
     ):
         job = pathlib.Path(folder)
-        job.chmod(0o777)  # The image's user is another one.
+        job.chmod(0o777)  # The image may run as another user.
         began = time.monotonic()
         done = built.run(*built.entrypoint(), "--job_dir=/job/run", *FLAGS, job=job)
         seconds = time.monotonic() - began

@@ -3,7 +3,7 @@
     python -m benchmarks.kill --runs=20
 
 One reference run goes through in peace. Every other run gets the same command and is
-killed with SIGKILL one to three times, at any moment from its start on or while a
+killed with SIGKILL up to three times, at any moment from its start on or while a
 checkpoint is being written, and started again until it is done. Then its checkpoints
 must hold the reference's bit for bit, and its `metrics.jsonl` the reference's rows.
 """

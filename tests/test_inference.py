@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from conftest import one_layer
 
-from trainer import inference, resizing
+from trainer import inference, photographs, pipeline, resizing
 
 SIZE = 32
 
@@ -64,13 +64,19 @@ def test_with_flip_a_mirror_image_is_seen_as_the_mirror_image(network):
 
 def test_whole_images_are_seen_small_and_told_at_their_own_size(network):
     images = [random_image(h, w) for h, w in ((40, 50), (SIZE, SIZE), (9, 70))]
-    see = inference.make_probabilities(network)
-    for image, found in zip(images, inference.whole(see, images, SIZE), strict=True):
-        small = tf.cast(resizing.image(image, SIZE), tf.float32)
-        at_size = tf.nn.softmax(network(small[None]))
-        expected = tf.image.resize(at_size, image.shape[:2], method="bilinear")[0]
+    place = photographs.Photograph("a.png", "a.png")
+    reads = [
+        pipeline.Read(place, image, resizing.image(image, SIZE)) for image in images
+    ]
+    look = pipeline.whole(inference.make_probabilities(network), batch_size=4)
+    for read, seen in zip(reads, look(reads), strict=True):
+        ids, found = pipeline.ids_of(read, seen)
+        at_size = tf.nn.softmax(network(tf.cast(read.small, tf.float32)[None]))
+        shape = read.image.shape[:2]
+        expected = tf.image.resize(at_size, shape, method="bilinear")[0]
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-        assert found.shape == (*image.shape[:2], 3)
+        assert found.shape == (*shape, 3)
+        np.testing.assert_array_equal(ids, np.argmax(found, axis=-1))
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.9])

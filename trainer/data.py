@@ -30,7 +30,7 @@ def examples_of(
         dataset: The data set.
         image_size: S, pixels.
         cache: "memory", "none", or "auto": memory where train and validation take at
-            most `CACHE_SHARE` of what is free. Test is read once and never kept.
+            most `CACHE_SHARE` of what is free. Test is never kept.
         worker: Number of this worker.
         workers: How many share the examples.
         train_size: Of `train_size`; S when absent.

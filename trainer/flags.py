@@ -122,21 +122,6 @@ def type_of(name: str, *kinds: type) -> Any:
     return _type(field)
 
 
-def to_args(settings: Any) -> list[str]:
-    """Returns the flags that make `settings`, those that differ from the default."""
-    args = []
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if value == field.default or value is None:
-            continue
-        if isinstance(value, bool):
-            value = str(value).lower()
-        elif isinstance(value, tuple):
-            value = ",".join(map(str, value))
-        args.append(f"--{field.name}={value}")
-    return args
-
-
 def define(*kinds: type) -> flags.FlagValues:
     """Returns one absl flag for each setting, none of them global."""
     values = flags.FlagValues()  # type: ignore[no-untyped-call]

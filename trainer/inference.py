@@ -4,7 +4,7 @@ Letters: N images in a batch, S side of the model's square input, H and W a pict
 height and width in pixels, C classes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -37,24 +37,6 @@ def make_probabilities(model: keras.Model, *, flip: bool = False) -> Probabiliti
         return found
 
     return probabilities
-
-
-def whole(
-    probabilities: Probabilities, images: list[np.ndarray], size: int
-) -> Iterator[tf.Tensor]:
-    """Yields the probabilities of each image at its own size, seen at the model's.
-
-    Args:
-        probabilities: Of `make_probabilities`.
-        images: N of (H, W, 3) uint8, each of a size of its own.
-        size: S, pixels.
-
-    Yields:
-        (H, W, C) float32, of one image after another.
-    """
-    found = probabilities(tf.stack([resizing.image(image, size) for image in images]))
-    for image, at_size in zip(images, found, strict=True):
-        yield resizing.probabilities(at_size, *image.shape[:2])
 
 
 def slide(

@@ -13,8 +13,8 @@ IGNORED = 255  # The mask value of a pixel that is not counted.
 CROSS_ENTROPY = {"cross_entropy": 1.0}
 # Of 1 less a probability, in focal loss: at 0 its powers below 1 have no gradient.
 LEAST_DOUBT = 1e-7
-# Of each class, (C,), from sums over pixels: of probability x truth, of either alone.
 BINS = 1024  # Of Lovasz-softmax's errors, which are in 0..1.
+# Of each class, (C,), from sums over pixels: of probability x truth, of either alone.
 OVERLAPS: dict[str, Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]] = {
     "dice": lambda both, given, true: 2 * both / (given + true),
     "jaccard": lambda both, given, true: both / (given + true - both),
