@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from trainer import config, data, dataset, feed, order, records, streams
+from trainer import config, data, dataset, feed, loading, order, records, streams
 from trainer.examples import Examples
 
 SIZE = 32
@@ -266,7 +266,7 @@ def test_without_augmentation_an_example_is_the_same_in_each_epoch(pets, cache):
 
 
 def test_cached_examples_are_read_and_decoded_once(pets, monkeypatch):
-    monkeypatch.setattr(streams, "CORES", 2)  # None comes again within as many.
+    monkeypatch.setattr(loading, "CORES", 2)  # None comes again within as many.
     opened = open_pets(pets(12, shards=2))
     examples = data.examples_of(opened, SIZE, "memory")
     calls, batch_size = {"_read_next": 0, "put": 0}, len(opened.train.ids)
@@ -299,10 +299,10 @@ def test_cached_examples_are_read_and_decoded_once(pets, monkeypatch):
 
 
 def test_elements_go_one_by_one_while_what_is_kept_is_decoded(monkeypatch):
-    monkeypatch.setattr(streams, "CORES", 2)
+    monkeypatch.setattr(loading, "CORES", 2)
     elements = [(id, 0, b"x" if id == 1 else b"") for id in range(6)]
     ids = {
-        kept: [chunk[0] for chunk in streams._chunks(iter(elements), kept)]
+        kept: [chunk[0] for chunk in loading._chunks(iter(elements), kept)]
         for kept in (True, False)
     }
     assert ids == {True: [[0, 1], [2], [3], [4, 5]], False: [[0, 1, 2, 3, 4, 5]]}
@@ -310,12 +310,12 @@ def test_elements_go_one_by_one_while_what_is_kept_is_decoded(monkeypatch):
 
 def test_what_comes_before_a_damaged_file_is_still_given():
     def elements():
-        yield from ((id, 0, b"") for id in range(streams.CHUNK + 2))
+        yield from ((id, 0, b"") for id in range(loading.CHUNK + 2))
         raise ValueError("damaged")
 
-    chunks = streams._chunks(elements(), kept=True)
+    chunks = loading._chunks(elements(), kept=True)
     ids = [id for chunk in (next(chunks), next(chunks)) for id in chunk[0]]
-    assert ids == list(range(streams.CHUNK + 2))
+    assert ids == list(range(loading.CHUNK + 2))
     with pytest.raises(ValueError, match="damaged"):
         next(chunks)
 
