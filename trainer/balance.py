@@ -3,13 +3,12 @@
 Letters: C classes.
 """
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 from absl import logging
 
-from trainer import feed, objective, records, streams
+from trainer import feed, objective, streams
 from trainer.job import Job
 
 
@@ -58,20 +57,11 @@ def by_frequency(pixels: list[int]) -> list[float]:
 def _pixels(job: Job, check: Callable[[], None]) -> list[int]:
     """Returns how many pixels of train, as it is decoded, each class has."""
     split, workers = job.dataset.train, job.workers
-    replicas = job.strategy.num_replicas_in_sync // workers.count
-    most = math.ceil(len(split.ids) / workers.count)  # Examples of a worker.
-    batch_size = min(job.batch_size, most)
-    turns = math.ceil(
-        most / (batch_size * replicas)
-    )  # Of all workers, or one would wait.
+    batch_size, turns = feed.turns_of(job, split, job.batch_size)
     counts = np.zeros(256, np.int64)
     stream = feed.eval_batches(job, split, "train", batch_size, turns)
-    try:
-        with streams.iterator(stream) as batches:
-            for _, mask in batches:
-                counts += np.bincount(mask.numpy().ravel(), minlength=256)
-                check()
-    except records.ERRORS:
-        feed.explain_evaluation(job, split, "train")
-        raise
+    with feed.explained(job, split), streams.iterator(stream) as batches:
+        for _, mask in batches:
+            counts += np.bincount(mask.numpy().ravel(), minlength=256)
+            check()
     return workers.totals(*counts[: len(job.dataset.class_names)].tolist())

@@ -4,8 +4,10 @@ Exit codes: 0 done; 2 refused, nothing written; 1 stopped later; 130 interrupted
 """
 
 import os
+import signal
+import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from trainer import flags, terminal
 
@@ -71,6 +73,12 @@ def run(
         if not terminal.expected(error):
             raise
         return terminal.stopped(FAILED, f"{terminal.one_line(error)}{kept}")
+
+
+def process(main: Callable[[], int]) -> NoReturn:
+    """Runs a command as a process, which SIGTERM ends as Ctrl-C does: nothing is left."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main())
 
 
 def set_up_gcs() -> None:

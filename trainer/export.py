@@ -8,10 +8,9 @@ Exit codes: 0 exported; 2 refused, nothing written; 1 stopped later, nothing lef
 import dataclasses
 import functools
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from trainer import command, flags
 from trainer.flags import setting
@@ -136,11 +135,5 @@ def calibration(
             yield image[0].numpy()
 
 
-def start() -> NoReturn:
-    """Runs `main` as a process, which SIGTERM ends as Ctrl-C does: nothing is left."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(main())
-
-
 if __name__ == "__main__":
-    start()
+    command.process(main)

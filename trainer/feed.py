@@ -1,7 +1,10 @@
 """What a run reads: the stream from its step on, the splits to judge it by."""
 
+import contextlib
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -103,33 +106,47 @@ def eval_batches(
     return batches
 
 
-def explain_evaluation(job: Job, split: Split, name: str) -> None:
-    """Raises ValueError that names the example or file of a split that broke its reading.
+def turns_of(job: Job, split: Split, batch_size: int) -> tuple[int, int]:
+    """Returns how a split is dealt: examples of a batch, at most those given, and turns.
+
+    At each turn every replica of every worker gets a batch, or one would wait.
+    """
+    replicas = job.strategy.num_replicas_in_sync // job.workers.count
+    most = math.ceil(len(split.ids) / job.workers.count)  # Examples of a worker.
+    batch_size = min(batch_size, math.ceil(most / replicas))
+    return batch_size, math.ceil(most / (batch_size * replicas))
+
+
+@contextlib.contextmanager
+def explained(
+    job: Job, split: Split | None = None, name: str = "train"
+) -> Iterator[None]:
+    """Tells more of a failure within: which example or file broke the reading.
 
     Args:
         job: The run; each worker looks at its own part.
-        split: The split.
+        split: What is read, in stored order; training, from its step on, when absent.
         name: Of its reader.
+
+    Raises:
+        ValueError: In place of an error of `records.ERRORS`, where an example or a file
+            is damaged.
     """
-    elements = data.eval_elements(
-        split,
-        job.examples[name],
-        worker=job.workers.index,
-        workers=job.workers.count,
-    )
-    records.explain(job.dataset, job.examples[name], elements)
-
-
-def explain(job: Job) -> None:
-    """Raises ValueError that names the example or file that broke a training step."""
-    elements = data.train_elements(
-        job.dataset.train,
-        job.examples["train"],
-        seed=job.settings.seed,
-        window=job.settings.shuffle_window,
-        start=job.state["step"] * job.global_batch_size,
-        step_size=job.global_batch_size,
-        worker=job.workers.index,
-        workers=job.workers.count,
-    )
-    records.explain(job.dataset, job.examples["train"], elements)
+    try:
+        yield
+    except records.ERRORS:
+        part: dict[str, Any] = dict(worker=job.workers.index, workers=job.workers.count)
+        if split is not None:
+            elements = data.eval_elements(split, job.examples[name], **part)
+        else:
+            elements = data.train_elements(
+                job.dataset.train,
+                job.examples[name],
+                seed=job.settings.seed,
+                window=job.settings.shuffle_window,
+                start=job.state["step"] * job.global_batch_size,
+                step_size=job.global_batch_size,
+                **part,
+            )
+        records.explain(job.dataset, job.examples[name], elements)
+        raise

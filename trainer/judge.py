@@ -2,7 +2,6 @@
 
 import dataclasses
 import gc
-import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -14,7 +13,6 @@ from trainer import (
     gallery,
     objective,
     pictures,
-    records,
     streams,
 )
 from trainer.dataset import Split
@@ -71,19 +69,15 @@ class Judge:
 
         With them the confusion matrix (C, C) int64 that they are of.
         """
-        job, workers = self._job, self._job.workers
-        replicas = job.strategy.num_replicas_in_sync // workers.count
-        most = math.ceil(len(split.ids) / workers.count)  # Examples of a worker.
-        batch_size = job.settings.eval_batch_size or job.batch_size
-        batch_size = min(batch_size, math.ceil(most / replicas))
-        turns = math.ceil(most / (batch_size * replicas))
+        job = self._job
+        most = job.settings.eval_batch_size or job.batch_size
+        batch_size, turns = feed.turns_of(job, split, most)
         stream = feed.eval_batches(job, split, name, batch_size, turns)
-        try:
-            with streams.iterator(stream, job.strategy) as batches:
-                found, confusion = self._evaluate(batches, turns, self._check)
-        except records.ERRORS:
-            feed.explain_evaluation(job, split, name)
-            raise
+        with (
+            feed.explained(job, split, name),
+            streams.iterator(stream, job.strategy) as batches,
+        ):
+            found, confusion = self._evaluate(batches, turns, self._check)
         absent = [c for c in job.dataset.class_names if found[f"iou/{c}"] is None]
         if absent:
             logging.info(
@@ -99,11 +93,8 @@ class Judge:
             return None
         if name not in self._drawn:
             count = min(job.settings.num_pictures, len(split.ids))
-            try:
+            with feed.explained(job, split, name):
                 self._drawn[name] = feed.first_eval_examples(job, split, name, count)
-            except records.ERRORS:
-                feed.explain_evaluation(job, split, name)
-                raise
         image, mask = self._drawn[name]
         names = list(job.dataset.class_names)
         drawn = pictures.panels(image, mask, self._predict(image), names)
@@ -144,11 +135,8 @@ class Judge:
         job = self._job
         if self._reporter is None:
             return None
-        try:
+        with feed.explained(job):
             image, mask = feed.first_train_examples(job, job.settings.num_pictures)
-        except records.ERRORS:
-            feed.explain(job)
-            raise
         names = list(job.dataset.class_names)
         drawn = pictures.panels(image, mask, None, names)
         return self._reporter.picture("augmented", drawn, 0)

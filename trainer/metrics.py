@@ -3,7 +3,7 @@
 Letters: N examples, S side in pixels, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -148,7 +148,7 @@ def mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def table(metrics: dict[str, float | None], class_names: list[str]) -> str:
+def table(metrics: Mapping[str, float | None], class_names: list[str]) -> str:
     """Returns a plain text table of the metrics of each class, for the terminal.
 
     Args:

@@ -9,10 +9,9 @@ Exit codes: 0 written; 2 refused, nothing written; 1 stopped later, nothing left
 """
 
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from trainer import command, defects, masks, terminal
 from trainer.preparation import Preparation
@@ -109,11 +108,5 @@ def _summary(settings: Preparation, found: "Found", dealt: dict) -> Iterator[str
     )
 
 
-def start() -> NoReturn:
-    """Runs `main` as a process, which SIGTERM ends as Ctrl-C does: nothing is left."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(main())
-
-
 if __name__ == "__main__":
-    start()
+    command.process(main)

@@ -4,7 +4,7 @@ from typing import Any
 
 from absl import logging
 
-from trainer import metrics, order
+from trainer import metrics, order, page
 from trainer.job import Job
 
 MOST_TIMES_READ = 1.05  # Beyond it, a person is told.
@@ -59,14 +59,11 @@ def say_what_starts(job: Job) -> None:
 
 def answer(job: Job, result: dict[str, Any]) -> str:
     """Returns what a run ends with: its table of classes and where its files are."""
-    tested = result["test"] or {
-        name.removeprefix("val_"): value for name, value in result["best"].items()
-    }
-    split = "test" if result["test"] else "validation"
+    split, judged = page.judged(result)
     at = f"step {result['best']['step']} of {result['step']}"
     lines = [
         f"Best by {job.settings.best_metric}: {at}, on {split}:",
-        metrics.table(tested, job.state["class_names"]),
+        metrics.table(judged, job.state["class_names"]),
         *(f"{name}: {path}" for name, path in result["pictures"].items()),
         *([f"report: {result['report']}"] if "report" in result else []),
         f"curves, events: tensorboard --logdir {job.directories.logs}",

@@ -33,7 +33,6 @@ from trainer import (
     interruption,
     losses,
     objective,
-    records,
     report,
     saving,
     standing,
@@ -222,11 +221,8 @@ class Run:
                 # ---- Step ------------------------------------------------------
                 profiling = _profile(job, at, profiling)
                 called = time.monotonic()
-                try:
+                with feed.explained(job):
                     loss_sum, loss, taken, waited = train_steps(batches, n)
-                except records.ERRORS:
-                    feed.explain(job)
-                    raise
                 at = state["step"] = at + taken
                 if not np.isfinite(loss):
                     raise standing.not_finite(f"the loss at step {at} is {loss}")
