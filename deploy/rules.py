@@ -125,6 +125,13 @@ def _check_strategy(order: Order, settings: Config) -> None:
         raise ValueError(
             f"--strategy=tpu needs a TPU machine, got {order.machine_type}"
         )
+    if settings.tpu is not None and not order.on_tpu:
+        raise ValueError(f"--tpu needs a TPU machine, got {order.machine_type}")
+    if settings.num_cpu_devices is not None and (order.gpus or order.on_tpu):
+        raise ValueError(
+            "--num_cpu_devices would leave the accelerators idle, got "
+            f"{settings.num_cpu_devices}; leave it out"
+        )
     several = order.num_workers > 1
     for name in ("download", "fast_dev_run", "num_cpu_devices"):
         if several and getattr(settings, name):
@@ -211,7 +218,8 @@ def _check_places(settings: Config) -> None:
                 f"it writes elsewhere is lost, got {value}"
             )
     weights = settings.encoder_weights
-    if weights not in ("imagenet", "none") and not weights.startswith("gs://"):
+    places = ("gs://", "/gcs/")
+    if weights not in ("imagenet", "none") and not weights.startswith(places):
         raise ValueError(
             "encoder_weights must be imagenet, none or a file on gs://, for a container "
             f"sees nothing else, got {weights}"

@@ -325,6 +325,7 @@ def test_a_recipe_is_its_flags_and_nothing_else(name):
 def test_a_flag_goes_before_the_recipe_even_with_the_default_value():
     settings = config.from_args(["--recipe=best", "--decoder=tutorial", "--epochs=3"])
     assert (settings.decoder, settings.epochs) == ("tutorial", 3)
+    assert not config.from_args(["--recipe=best", "--ema_decay=0"]).ema_decay
     assert settings.optimizer == "adamw" and settings.train_encoder
 
 

@@ -166,6 +166,12 @@ REFUSALS = [
     (["--bucket=gs://pets/a*"], None, "bucket must be gs://BUCKET"),
     (["--network=projects/me/global/networks/a"], None, "network must be projects/NUM"),
     ([], [*TRAINER, "--strategy=tpu"], "--strategy=tpu needs a TPU machine"),
+    ([], [*TRAINER, "--tpu=local"], "--tpu needs a TPU machine"),
+    (
+        [L4],
+        [*TRAINER, "--num_cpu_devices=4"],
+        "--num_cpu_devices would leave the accelerators idle, got 4",
+    ),
     ([], [*TRAINER, "--strategy=multi_worker"], "needs num_workers of 2 or more"),
     (
         ["--num_workers=2"],

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -81,7 +82,8 @@ def test_each_photograph_gets_an_indexed_mask_of_its_size(
     probabilities = inference.make_probabilities(trained.load(run).model)
     for name in ("a.png", "b.jpg", "sub/a.png"):
         image = tf.io.decode_image((photos / name).read_bytes(), 3).numpy()
-        [expected] = inference.whole(probabilities, [image], 32)
+        seen = probabilities(resizing.image(image, 32)[None])
+        [expected] = tf.image.resize(seen, image.shape[:2], method="bilinear")
         stem = name.rsplit(".", 1)[0]
         mask = opened(out / f"{stem}.png")
         assert mask.mode == "P" and mask.size == image.shape[1::-1]
@@ -302,6 +304,20 @@ def test_only_an_earlier_prediction_is_written_over(run, photos, tmp_path, capsy
     assert predicted(run, out, str(photos)) == 0
     assert (out / "b.png").read_bytes() == first
     assert (out / "mine.txt").read_text() == "drawn by hand"
+    # Of a photograph that came later, nothing was predicted.
+    shutil.copy(photos / "b.jpg", photos / "c.jpg")
+    (out / "c_overlay.jpg").write_text("drawn by hand")
+    assert predicted(run, out, str(photos / "c.jpg")) == 2
+    assert "c_overlay.jpg; give another" in capsys.readouterr().err
+    assert (out / "c_overlay.jpg").read_text() == "drawn by hand"
+    (out / "c_overlay.jpg").unlink()
+    assert predicted(run, out, str(photos / "c.jpg")) == 0
+    index = json.loads((out / "classes.json").read_text())
+    assert index["images"] == ["a", "b", "c", "sub/a"]
+    index["classes"][0]["name"] = "cat"
+    (out / "classes.json").write_text(json.dumps(index))
+    assert predicted(run, out, str(photos)) == 2
+    assert "with those of others; give another" in capsys.readouterr().err
 
 
 def test_with_nothing_to_read_no_mask_is_written(run, tmp_path, capsys):
@@ -338,7 +354,8 @@ def test_a_mask_that_cannot_be_written_stops_the_rest_in_one_line(
     run, photos, tmp_path, capsys
 ):
     out = tmp_path / "out"
-    assert predicted(run, out, str(photos / "a.png")) == 0
+    assert predicted(run, out, str(photos)) == 0
+    (out / "b.png").unlink()
     (out / "b.png").mkdir()  # In the way of the next mask.
     capsys.readouterr()
     assert predicted(run, out, str(photos)) == 1

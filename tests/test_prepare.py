@@ -12,7 +12,7 @@ import tensorflow as tf
 from conftest import draw
 from PIL import Image
 
-from trainer import bucket, command, dataset, masks, prepare, shards, task
+from trainer import bucket, command, dataset, examine, masks, prepare, shards, task
 from trainer.examples import Examples
 
 CLASSES = "--class_names=ground,disc"
@@ -183,10 +183,13 @@ def test_ids_from_1_on_are_refused_with_the_way_out(tmp_path, folder, capsys):
     assert told + "--mask_offset=-1" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA"])
 def test_ids_are_moved_by_the_offset_and_another_ignored_id_becomes_255(
-    tmp_path, folder
+    tmp_path, folder, mode
 ):
-    masks = folder(3, ids=(2, 1, 0))
+    masks = folder(
+        3, (2, 1, 0), encode=lambda mask: Image.fromarray(mask).convert(mode)
+    )
     flags = (CLASSES, "--mask_offset=-1", "--ignore_id=0", "--test_fraction=0")
     assert run(tmp_path, *flags) == 0
     data = opened(tmp_path, val_fraction=0.5)
@@ -474,6 +477,12 @@ def test_a_bucket_gets_the_description_last(tmp_path, folder, monkeypatch):
         (["--name=mnist"], "name must be no data set of TFDS' own"),
         (["--images=nowhere"], "images must be a folder on this machine, got nowhere"),
         (["--colors=nowhere"], "colors must be a file, got nowhere"),
+        (
+            ["--colors=map.txt", "--mask_offset=-1"],
+            "mask_offset is for masks of ids, got -1 with colors",
+        ),
+        (["--data_dir=gs:/pets"], "data_dir must be a path such as gs://BUCKET/FOLDER"),
+        (["--data_dir=gs://"], "data_dir must be a path such as gs://BUCKET/FOLDER"),
         (["--val_list=nowhere"], "val_list must be a file"),
         (["--val_fraction=0.6", "--test_fraction=0.5"], "must leave examples to train"),
         (["--group=("], "group must be a regular expression"),
@@ -490,6 +499,17 @@ def test_settings_that_cannot_be_are_refused_in_one_line(
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and reason in err
     assert not (tmp_path / "tfds").exists()
+
+
+def test_a_file_in_the_place_of_the_data_set_is_refused_before_a_picture_is_read(
+    tmp_path, folder, capsys, monkeypatch
+):
+    folder(1)
+    monkeypatch.setattr(examine, "listed", None)
+    (tmp_path / "tfds").write_text("mine")
+    assert run(tmp_path, CLASSES) == command.REFUSED
+    assert "data_dir must be a directory, got the file" in capsys.readouterr().err
+    assert (tmp_path / "tfds").read_text() == "mine"
 
 
 def test_help_shows_every_flag(capsys):

@@ -27,8 +27,8 @@ from trainer import checkpoint, job, same_run, saving, task, train
 
 HELP = "; --help shows all flags"
 SUM = (
-    "loss must be a sum of cross_entropy, focal, dice, jaccard, each with a factor above "
-    "0 or none, such as cross_entropy+0.5*dice, got"
+    "loss must be a sum of cross_entropy, focal, dice, jaccard, lovasz, each with a factor "
+    "above 0 or none, such as cross_entropy+0.5*dice, got"
 )
 WEIGHTS = (
     "class_weights must be frequency, or numbers separated by commas, none below 0 and "
@@ -143,7 +143,6 @@ FLAGS = {
     "--loss=focal",
     "--label_smoothing=0.1 --loss=dice": "label_smoothing needs cross_entropy in loss, "
     "got dice; leave it out",
-    "--ema_decay=0": "ema_decay must be more than 0, got 0; leave it out",
     "--encoder_learning_rate=1e-4": "encoder_learning_rate needs train_encoder, got it "
     "alone; add --train_encoder",
     "--train_encoder_batch_norm": "train_encoder_batch_norm needs train_encoder, got it "

@@ -63,7 +63,7 @@ class Config:
     model_summary: bool = setting("Model", False, "Print the layers and their parameters before training.")
 
     epochs: float = setting("Training", 20.0, "Passes over the training examples.", low=0, high=1e6)
-    total_steps: int | None = setting("Training", None, "Steps to train, instead of epochs.", low=1)
+    total_steps: int | None = setting("Training", None, "Steps to train, instead of epochs.", low=1, high=1e12)
     batch_size: int = setting("Training", 64, "Examples per step on one replica.", low=1)
     global_batch_size: int | None = setting("Training", None, "Examples per step over all replicas, instead of batch_size.", low=1)
     loss: str = setting("Training", "cross_entropy", "What training makes small: cross_entropy, focal, dice, jaccard, lovasz, or a sum such as cross_entropy+0.5*dice.", identity=True)
@@ -77,7 +77,7 @@ class Config:
     warmup_steps: int = setting("Training", 0, "Steps over which the learning rate rises from 0.", low=0, identity=True)
     weight_decay: float = setting("Training", 0.0, "Decoupled weight decay of adamw, per unit of learning rate.", low=0, identity=True)
     clip_norm: float | None = setting("Training", None, "Largest global norm of the gradient, after the sum over replicas.", low=0, identity=True)
-    ema_decay: float | None = setting("Training", None, "Judge, keep as best and export a moving mean of the weights, of which so much is kept at each step, such as 0.999.", low=0, high=0.99999, identity=True)
+    ema_decay: float | None = setting("Training", None, "Judge, keep as best and export a moving mean of the weights, of which so much is kept at each step, such as 0.999; none when 0 or absent.", low=0, high=0.99999, identity=True)
     seed: int = setting("Training", 0, "Seed of weights, order and augmentation.", low=0, high=2**31 - 1, identity=True)
     deterministic: bool = setting("Training", False, "The same weights bit for bit on the same devices.")
     max_minutes: float | None = setting("Training", None, "Stop after this much training, minutes, over all restarts.", low=0)
@@ -101,8 +101,8 @@ class Config:
 
     strategy: str = setting("Devices", "auto", "Where the replicas live; auto takes the TPU of this host or the one that is named, the workers of TF_CONFIG, all GPUs, else one CPU.", choices=("auto", "one_device", "mirrored", "multi_worker", "tpu"))
     tpu: str | None = setting("Devices", None, "The TPU: local for that of this host, or its address.")
-    worker_timeout_seconds: float = setting("Devices", 600.0, "Seconds to wait for another worker, at the start and at any step, before the run stops.", low=1)
-    grace_seconds: float = setting("Devices", 9.0, "Seconds from a notice to stop, such as SIGTERM, after which the process leaves even if it has not saved.", low=0)
+    worker_timeout_seconds: float = setting("Devices", 600.0, "Seconds to wait for another worker, at the start and at any step, before the run stops.", low=1, high=1e6)
+    grace_seconds: float = setting("Devices", 9.0, "Seconds from a notice to stop, such as SIGTERM, after which the process leaves even if it has not saved.", low=0, high=1e6)
     num_cpu_devices: int | None = setting("Devices", None, "Logical CPU devices to mirror over.", low=1, high=64)
 
     fast_dev_run: bool = setting("Trying out", False, "Go through everything in a few steps, in a temporary job_dir.")
@@ -140,7 +140,7 @@ class Config:
         if self.epochs == 0 or self.learning_rate == 0:
             name = "epochs" if self.epochs == 0 else "learning_rate"
             raise ValueError(f"{name} must be more than 0, got 0; leave it out")
-        for name in ("clip_norm", "max_minutes", "ema_decay", "encoder_learning_rate"):
+        for name in ("clip_norm", "max_minutes", "encoder_learning_rate"):
             if getattr(self, name) == 0:
                 raise ValueError(f"{name} must be more than 0, got 0; leave it out")
         if self.try_gcs and self.data_dir is not None:

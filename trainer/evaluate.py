@@ -141,21 +141,23 @@ def _evaluate(
     from trainer import boundaries, files, hardest, metrics, pictures, report, scoring
 
     names, size = list(opened.class_names), model.settings.image_size
+    slide = settings.window == "slide"
+    examples_at_once = min(settings.batch_size, len(split.ids))
     sides = {"model": size, "original": None}
     at = sides[settings.at] if settings.at in sides else int(settings.at)
     look = scoring.look(
         model.model,
         size,
-        settings.batch_size,
+        settings.batch_size if slide else examples_at_once,
         at=at,
         flip=settings.tta == "flip",
-        slide=settings.window == "slide",
+        slide=slide,
         overlap=settings.overlap,
     )
     confusion = np.zeros((len(names), len(names)), np.int64)
     boundary = np.zeros((len(names), 4), np.int64)
     worst = hardest.Hardest(settings.worst, names, at or PANEL)
-    examples = scoring.run(opened, split, look, size, settings.batch_size, at=at)
+    examples = scoring.run(opened, split, look, size, examples_at_once, at=at)
     with tqdm(total=len(split.ids), unit="image", disable=None, leave=False) as bar:
         for scored in examples:
             confusion += scored.confusion

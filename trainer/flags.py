@@ -69,6 +69,11 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
             f"{field.name} must be a path without ~, which the shell leaves alone after "
             f"=, got {value}; write $HOME instead"
         )
+    for text in value if isinstance(value, tuple) else (value,):
+        if isinstance(text, str) and re.match(r"gs:(?!//[^/])", text):
+            raise ValueError(
+                f"{field.name} must be a path such as gs://BUCKET/FOLDER, got {text}"
+            )
     if rule["choices"] and value not in rule["choices"]:
         options = ", ".join(rule["choices"])
         raise ValueError(f"{field.name} must be one of {options}, got {value!r}")

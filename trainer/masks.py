@@ -104,7 +104,7 @@ def read_mask(path: str, coloured: bool) -> np.ndarray:
                 raise ValueError(
                     "is coloured; say which colour is which: --colors=FILE"
                 )
-            return pixels[..., 0]
+            return pixels[..., 0].astype(np.int64)
         pixels = np.asarray(picture)
     if pixels.ndim != 2 or pixels.dtype.kind not in "biu":
         raise ValueError(f"must hold ids, got pixels of mode {picture.mode}")

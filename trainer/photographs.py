@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -58,7 +59,7 @@ def check_targets(
     output_dir: str,
     endings: Sequence[str],
     index: str,
-) -> None:
+) -> dict[str, Any]:
     """Refuses to write over a photograph, over another's mask or over what is not ours.
 
     Args:
@@ -66,6 +67,9 @@ def check_targets(
         output_dir: Where files are written.
         endings: What they have after a photograph's name, one file for each.
         index: File in output_dir by which an earlier prediction is known.
+
+    Returns:
+        That file, JSON; nothing where there is none.
 
     Raises:
         ValueError: Names the first file that would be lost.
@@ -86,11 +90,17 @@ def check_targets(
                     "images must have different names without their endings, got "
                     f"{other} and {one.path}, both to become {target}; rename one"
                 )
-    there = files.read_json(os.path.join(output_dir, index))
-    if {"classes", "checkpoint", "step"} <= there.keys():
-        return  # Predicted anew.
+    earlier = files.read_json(os.path.join(output_dir, index))
+    if not {"classes", "checkpoint", "step", "images"} <= earlier.keys():
+        earlier = {}
+        target_of[os.path.join(output_dir, index)] = index
+    anew = {
+        os.path.join(output_dir, name + ending)
+        for name in earlier.get("images", ())
+        for ending in endings
+    }
     by_folder = collections.defaultdict(set)
-    for target in (*target_of, os.path.join(output_dir, index)):
+    for target in target_of.keys() - anew:
         by_folder[os.path.dirname(target)].add(os.path.basename(target))
     for folder, names in by_folder.items():
         there = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
@@ -99,6 +109,7 @@ def check_targets(
                 f"output_dir must hold no files but of an earlier prediction, got "
                 f"{output_dir} with {os.path.join(folder, lost[0])}; give another"
             )
+    return earlier
 
 
 def parts(path: str) -> tuple[str, ...]:

@@ -74,11 +74,21 @@ def _ready(settings: Prediction) -> Callable[[], int]:
     found = photographs.find(settings.images, settings.output_dir)
     endings = [MASK, OVERLAY] if settings.overlays else [MASK]
     endings += [PROBABILITIES] if settings.probabilities else []
-    photographs.check_targets(found, settings.output_dir, endings, INDEX)
+    earlier = photographs.check_targets(found, settings.output_dir, endings, INDEX)
     model = trained.load(settings.job_dir, settings.checkpoint)
     colours = pictures.palette(len(model.class_names))
     classes = contract.classes(model.class_names)
-    index = {"classes": classes, "checkpoint": model.checkpoint, "step": model.step}
+    if earlier and earlier["classes"] != classes:
+        raise ValueError(
+            "output_dir must be new or hold masks of the model's classes, got "
+            f"{settings.output_dir} with those of others; give another --output_dir"
+        )
+    index = {
+        "classes": classes,
+        "checkpoint": model.checkpoint,  # Of the last prediction.
+        "step": model.step,
+        "images": sorted({*earlier.get("images", ()), *(one.name for one in found)}),
+    }
     for folder in sorted({os.path.dirname(one.name) for one in found}):
         files.make_directory(os.path.join(settings.output_dir, folder))
     files.write_json(os.path.join(settings.output_dir, INDEX), index)

@@ -53,6 +53,8 @@ class Preparation:
         if self.download_dir is not None:
             raise ValueError("download_dir must be given with dataset, got no dataset")
         self._check_pictures()
+        if self.colors or self.layout == "carvana":
+            self._check_ids()
         for name in ("colors", "train_list", "val_list", "test_list"):
             path = getattr(self, name)
             if path is not None and not os.path.isfile(path):
@@ -105,6 +107,15 @@ class Preparation:
             if not os.path.isdir(path):
                 raise ValueError(f"{name} must be a folder on this machine, got {path}")
         self._check_names()
+
+    def _check_ids(self) -> None:
+        by_colour = "colors" if self.colors else f"layout {self.layout}"
+        for name, default in (("mask_offset", 0), ("ignore_id", 255)):
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"{name} is for masks of ids, got {getattr(self, name)} with "
+                    f"{by_colour}, which tells classes by colour; leave it out"
+                )
 
     def _check_names(self) -> None:
         same = os.path.realpath(self.images or "") == os.path.realpath(self.masks or "")

@@ -8,6 +8,7 @@ All is checked first; what is wrong is told file by file, and then nothing is wr
 Exit codes: 0 written; 2 refused, nothing written; 1 stopped later, nothing left.
 """
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -30,11 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _ready(settings: Preparation) -> Callable[[], int]:
     """Returns the work, having seen that it may be done."""
-    from trainer import bucket, examine, files  # TensorFlow: as slow to come as large.
+    # TensorFlow: as slow to come as large.
+    from trainer import bucket, examine, files, report
 
     assert settings.data_dir
     if files.remote(settings.data_dir):
         bucket.check("data_dir", settings.data_dir, bucket.WRITE)
+    else:
+        name = settings.name or ""
+        report.check_directory("data_dir", os.path.join(settings.data_dir, name))
     if settings.dataset:
         return _ready_to_fetch(settings)
     _check_target(settings)
