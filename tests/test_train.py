@@ -103,6 +103,29 @@ def test_a_run_leaves_what_it_promises(trained, tiny_unet, monkeypatch):
     assert read(job_dir, "config")["dataset"]["train_examples"] == 6
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_last_step_that_was_saved_and_not_pointed_to_is_pointed_to(
+    data_dir, tmp_path, tiny_unet, monkeypatch, steps
+):
+    args = [f"--data_dir={data_dir}", f"--job_dir={tmp_path / 'run'}", *SMALL]
+    args += ["--val_fraction=0.25", "--batch_size=2", "--eval_every_steps=1"]
+    last = checkpoint.name_of(steps)
+    move = checkpoint.move_pointer
+
+    def cut(directory, *, latest, best):
+        if latest == last:
+            raise OSError("no space left")
+        move(directory, latest=latest, best=best)
+
+    monkeypatch.setattr(checkpoint, "move_pointer", cut)
+    assert task.main([*args, f"--total_steps={steps}"]) == 1
+    monkeypatch.setattr(checkpoint, "move_pointer", move)
+    assert task.main([*args, f"--total_steps={steps}"]) == 0
+    best = read(tmp_path / "run")["best"]["step"]
+    pointer = checkpoint.pointer(str(tmp_path / "run" / "checkpoints"))
+    assert pointer == {"latest": last, "best": checkpoint.name_of(best)}
+
+
 def test_images_of_training_and_those_that_are_judged_may_differ_in_size(
     trained, monkeypatch
 ):

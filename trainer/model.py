@@ -3,6 +3,7 @@
 Letters: N images in a batch, S side of an image, C classes.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,6 +93,8 @@ def at(network: keras.Model, size: int) -> keras.Model:
         return network
 
     def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(layer, keras.Sequential):  # Of ConvNeXt; of one size only.
+            return functools.reduce(lambda x, inner: inner(x), layer.layers, *args)
         if isinstance(layer, keras.Model):
             layer = at(layer, args[0].shape[1])
         return layer(*args, **kwargs)

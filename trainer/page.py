@@ -114,13 +114,17 @@ def _summary(config: Mapping[str, Any], result: Mapping[str, Any], title: str) -
     shown = "".join(
         f"<div><b>{value}</b><span>{of}</span></div>" for value, of in tiles
     )
+    settings = config["settings"]
+    side = f"{settings['image_size']} pixels a side"
+    if settings.get("train_image_size"):
+        side += f", {settings['train_image_size']} in training"
     return (
         f'<header><p class="kind">Training report</p><h1>{text(title)}</h1>'
         f'<p class="lead">Step {best:,} of '
         f"{result['step']:,} was the best by "
-        f"{text(config['settings']['best_metric'])}; {how}, {result['epoch']:,.1f} "
-        f"epochs. {', '.join(examples)}, {config['settings']['image_size']} pixels a "
-        f'side.</p><div class="tiles">{shown}</div></header>'
+        f"{text(settings['best_metric'])}; {how}, {result['epoch']:,.1f} "
+        f"epochs. {', '.join(examples)}, {side}.</p>"
+        f'<div class="tiles">{shown}</div></header>'
     )
 
 

@@ -213,9 +213,12 @@ class Run:
                 at = state["step"]
                 if judged := self._is_to_judge(eval_every):
                     self._validate()
-                if judged or overdue or (at > 0 and at % save_every == 0):
+                # The last step may be saved and judged, and not yet pointed to.
+                over = standing.stop_reason(job)
+                due = overdue or over or (at > 0 and at % save_every == 0)
+                if judged or due:
                     self._save()
-                if standing.stop_reason(job):
+                if over:
                     break
 
                 # ---- Step ------------------------------------------------------
