@@ -212,7 +212,7 @@ def _check_places(settings: Config) -> None:
         )
     for name in ("data_dir", "job_dir", "checkpoint_dir", "log_dir", "init_from"):
         value = getattr(settings, name)
-        if value is not None and not value.startswith(("gs://", "/gcs/")):
+        if value is not None and not re.match("(gs://|/gcs/)[^/]", value):
             raise ValueError(
                 f"{name} must be on gs://, for a container sees nothing else and what "
                 f"it writes elsewhere is lost, got {value}"

@@ -167,6 +167,7 @@ REFUSALS = [
     (["--network=projects/me/global/networks/a"], None, "network must be projects/NUM"),
     ([], [*TRAINER, "--strategy=tpu"], "--strategy=tpu needs a TPU machine"),
     ([], [*TRAINER, "--tpu=local"], "--tpu needs a TPU machine"),
+    ([], ["--data_dir=gs://"], "data_dir must be on gs://"),
     (
         [L4],
         [*TRAINER, "--num_cpu_devices=4"],

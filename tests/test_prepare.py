@@ -482,7 +482,6 @@ def test_a_bucket_gets_the_description_last(tmp_path, folder, monkeypatch):
             "mask_offset is for masks of ids, got -1 with colors",
         ),
         (["--data_dir=gs:/pets"], "data_dir must be a path such as gs://BUCKET/FOLDER"),
-        (["--data_dir=gs://"], "data_dir must be a path such as gs://BUCKET/FOLDER"),
         (["--val_list=nowhere"], "val_list must be a file"),
         (["--val_fraction=0.6", "--test_fraction=0.5"], "must leave examples to train"),
         (["--group=("], "group must be a regular expression"),

@@ -70,7 +70,7 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
             f"=, got {value}; write $HOME instead"
         )
     for text in value if isinstance(value, tuple) else (value,):
-        if isinstance(text, str) and re.match(r"gs:(?!//[^/])", text):
+        if isinstance(text, str) and re.match("gs:(?!//)", text):
             raise ValueError(
                 f"{field.name} must be a path such as gs://BUCKET/FOLDER, got {text}"
             )
