@@ -22,6 +22,7 @@ from trainer import (
     interruption,
     job,
     report,
+    run_files,
     saving,
     standing,
     task,
@@ -145,13 +146,13 @@ def test_a_file_that_vanishes_after_the_start_is_named(
     stopped, data_dir, tmp_path, monkeypatch
 ):
     path = file_of(data_dir, "train")
-    write_config = report.write_config
+    write_config = run_files.write_config
 
     def and_then_it_is_gone(*args, **about) -> None:
         write_config(*args, **about)
         path.unlink()
 
-    monkeypatch.setattr(report, "write_config", and_then_it_is_gone)
+    monkeypatch.setattr(run_files, "write_config", and_then_it_is_gone)
     line = stopped()
     assert line.startswith(f"{path} cannot be read beyond example 0: "), line
     assert "No such file" in line

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.runs import events
-from trainer import report
+from trainer import report, run_files
 
 PICTURE = np.zeros((4, 4, 3), np.uint8)
 
@@ -116,7 +116,7 @@ def test_a_row_without_its_newline_is_whole_and_is_kept(reporter, tmp_path):
 
 
 def test_of_a_job_dir_without_rows_none_are_read(tmp_path):
-    assert report.read_rows(str(tmp_path), up_to_step=10) == []
+    assert run_files.read_rows(str(tmp_path), up_to_step=10) == []
 
 
 # ---------------------------------------------------------------------------
@@ -210,7 +210,7 @@ def test_pictures_of_the_end_are_not_doubled_by_a_restart_at_the_last_step(
 def test_a_picture_is_where_its_path_says(reporter, tmp_path):
     path = reporter().picture("curves", PICTURE, 1)
     assert path == str(tmp_path / "pictures" / "curves.png")
-    assert path == report.picture_path(str(tmp_path), "curves")
+    assert path == run_files.picture_path(str(tmp_path), "curves")
     assert pathlib.Path(path).read_bytes().startswith(b"\x89PNG")
 
 
@@ -254,7 +254,7 @@ def test_a_restart_tells_the_tuner_again_what_its_file_has_lost(reporter, tmp_pa
 
 def test_config_json_tells_settings_versions_and_host(tmp_path):
     job_dir = tmp_path / "new" / "run"
-    report.write_config(str(job_dir), {"seed": 3}, replicas=2)
+    run_files.write_config(str(job_dir), {"seed": 3}, replicas=2)
     found = json.loads((job_dir / "config.json").read_text())
     assert found["program"] == "segtrainer"
     assert found["settings"] == {"seed": 3}
@@ -267,12 +267,12 @@ def test_config_json_tells_settings_versions_and_host(tmp_path):
 
 
 def test_result_and_failed_json_are_read_as_they_were_written(tmp_path):
-    assert report.read_result(str(tmp_path)) == {}
-    assert report.read_failed(str(tmp_path)) == {}
-    report.write_result(str(tmp_path), {"step": 4})
-    report.write_failed(str(tmp_path), step=3, reason="why", cloud_job_id=None)
-    assert report.read_result(str(tmp_path)) == {"step": 4}
-    assert report.read_failed(str(tmp_path))["reason"] == "why"
+    assert run_files.read_result(str(tmp_path)) == {}
+    assert run_files.read_failed(str(tmp_path)) == {}
+    run_files.write_result(str(tmp_path), {"step": 4})
+    run_files.write_failed(str(tmp_path), step=3, reason="why", cloud_job_id=None)
+    assert run_files.read_result(str(tmp_path)) == {"step": 4}
+    assert run_files.read_failed(str(tmp_path))["reason"] == "why"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import os
 import platform
 from typing import Any
 
-from trainer import config, files, pictures, placing, report, serving
+from trainer import config, files, pictures, placing, run_files, serving
 from trainer.trained import Trained
 
 SHAPE = "(N, H, W, 3) uint8, N may be 0"
@@ -72,9 +72,9 @@ def about(
                 key: run.get(key) for key in ("commit", "python", "packages")
             },
             "exported_by": {
-                "commit": report.commit(),
+                "commit": run_files.commit(),
                 "python": platform.python_version(),
-                "packages": report.versions(),
+                "packages": run_files.versions(),
             },
         },
     }

@@ -16,7 +16,7 @@ from trainer import (
     interruption,
     objective,
     page,
-    report,
+    run_files,
     standing,
     terminal,
     trained,
@@ -70,7 +70,7 @@ def judge_best(
             "counts": confusion.tolist(),
         },
         "pictures": {
-            "curves": report.picture_path(job.directories.job, "curves"),
+            "curves": run_files.picture_path(job.directories.job, "curves"),
             "predictions": drawn,
         },
     }

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _ready(settings: Evaluation) -> Callable[[], int]:
     """Returns the work, all that could refuse it having been looked at."""
-    from trainer import bucket, dataset, files, report, trained
+    from trainer import bucket, dataset, files, run_files, trained
 
     assert settings.job_dir
     output_dir = settings.output_dir or settings.job_dir
@@ -41,7 +41,7 @@ def _ready(settings: Evaluation) -> Callable[[], int]:
     if files.remote(output_dir):
         bucket.check(where, output_dir, bucket.WRITE)
     else:
-        report.check_directory(where, output_dir)
+        run_files.check_directory(where, output_dir)
     of_run = model.settings
     if settings.data_dir:
         of_run = dataclasses.replace(of_run, data_dir=settings.data_dir, try_gcs=False)
@@ -138,7 +138,15 @@ def _evaluate(
     import numpy as np
     from tqdm import tqdm
 
-    from trainer import boundaries, files, hardest, metrics, pictures, report, scoring
+    from trainer import (
+        boundaries,
+        files,
+        hardest,
+        metrics,
+        pictures,
+        run_files,
+        scoring,
+    )
 
     names, size = list(opened.class_names), model.settings.image_size
     slide = settings.window == "slide"
@@ -169,7 +177,7 @@ def _evaluate(
     files.make_directory(os.path.dirname(path))
     drawn, picture = worst.picture(), None
     if drawn is not None:
-        picture = report.picture_path(os.path.dirname(path), name(settings))
+        picture = run_files.picture_path(os.path.dirname(path), name(settings))
         files.make_directory(os.path.dirname(picture))
         files.write(picture, pictures.encode_png(drawn))
     written = {

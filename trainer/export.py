@@ -61,14 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _ready(settings: Export) -> Callable[[], int]:
     """Returns the work, all that could refuse it having been looked at."""
-    from trainer import bucket, exporting, files, placing, report, trained
+    from trainer import bucket, exporting, files, placing, run_files, trained
 
     assert settings.job_dir
     parent = settings.output_dir or os.path.join(settings.job_dir, "export")
     target = os.path.join(parent, VERSION)
     if files.remote(target):
         bucket.check("output_dir", target, bucket.WRITE)
-    report.check_directory("output_dir", parent)
+    run_files.check_directory("output_dir", parent)
     placing.check("output_dir", target)
     model = trained.load(settings.job_dir, settings.checkpoint)
     lite = {
@@ -86,7 +86,7 @@ def _ready(settings: Export) -> Callable[[], int]:
         images = functools.partial(
             calibration, opened, run.image_size, settings.calibration_examples
         )
-    result = report.read_result(settings.job_dir)
+    result = run_files.read_result(settings.job_dir)
     judged = result.get("best", {}).get("step") == model.step
 
     def work() -> int:

@@ -21,7 +21,7 @@ from trainer import (
     metrics,
     model,
     objective,
-    report,
+    run_files,
     same_run,
     step,
     trained,
@@ -149,7 +149,7 @@ def prepare(
             f"fast_dev_run is for a single worker, got {cluster.size} in TF_CONFIG; "
             "their temporary job_dirs would differ: give a job_dir and few total_steps"
         )
-    failed = report.read_failed(directories.job)
+    failed = run_files.read_failed(directories.job)
     if failed and cloud_job_id and failed.get("cloud_job_id") == cloud_job_id:
         raise ValueError(
             f"job {cloud_job_id} failed for good at step {failed['step']}: "
@@ -161,7 +161,7 @@ def prepare(
     if saved is not None:
         same_run.check_place(directories, saved)
         same_run.check_settings(state, saved)
-    elif report.read_result(directories.job):
+    elif run_files.read_result(directories.job):
         raise ValueError(
             f"job_dir must hold the checkpoints of its finished run, got {directories.job} "
             "with a result.json and none; give another --job_dir for a new run"
@@ -254,7 +254,7 @@ def prepare(
         checkpoint.assign(saved.arrays, job.variables)
     if workers.is_chief:
         fence()
-        report.write_config(
+        run_files.write_config(
             directories.job,
             config.to_dict(settings),
             devices=[d.name for d in tf.config.list_logical_devices()],

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable
 
-from trainer import config, dataset, files, lease, placing, report, trained
+from trainer import config, dataset, files, lease, placing, run_files, trained
 
 
 def check(
@@ -44,11 +44,11 @@ def check(
             bucket.check(setting, directory, bucket.WRITE)
     if not writes:
         return
-    report.check_job_dir(directories.job)
-    report.check_directory("checkpoint_dir", directories.checkpoints)
-    report.check_directory("log_dir", directories.logs)
+    run_files.check_job_dir(directories.job)
+    run_files.check_directory("checkpoint_dir", directories.checkpoints)
+    run_files.check_directory("log_dir", directories.logs)
     if settings.export:
-        report.check_directory("export", directories.model)
+        run_files.check_directory("export", directories.model)
         placing.check("export", directories.model)
 
 

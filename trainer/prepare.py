@@ -32,14 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _ready(settings: Preparation) -> Callable[[], int]:
     """Returns the work, having seen that it may be done."""
     # TensorFlow: as slow to come as large.
-    from trainer import bucket, examine, files, report
+    from trainer import bucket, examine, files, run_files
 
     assert settings.data_dir
     if files.remote(settings.data_dir):
         bucket.check("data_dir", settings.data_dir, bucket.WRITE)
     else:
         name = settings.name or ""
-        report.check_directory("data_dir", os.path.join(settings.data_dir, name))
+        run_files.check_directory("data_dir", os.path.join(settings.data_dir, name))
     if settings.dataset:
         return _ready_to_fetch(settings)
     _check_target(settings)

@@ -34,6 +34,7 @@ from trainer import (
     losses,
     objective,
     report,
+    run_files,
     saving,
     standing,
     step,
@@ -68,7 +69,7 @@ def train_and_evaluate(
             worker is gone.
     """
     # The file may be there for one worker and not yet for another: the chief's counts.
-    done_before = report.read_result(job.directories.job)
+    done_before = run_files.read_result(job.directories.job)
     # One that was made after the last save, by a run that had been told to stop in it.
     last, evaluations = done_before.get("last"), job.state["evaluations"]
     known = {evaluation["step"] for evaluation in evaluations}
@@ -132,7 +133,7 @@ def train_and_evaluate(
         with ending.page_may_fail():
             result["report"] = ending.write_page(job, result, reporter.rows, shown)
         job.fence()
-        report.write_result(job.directories.job, result)
+        run_files.write_result(job.directories.job, result)
     job.workers.wait()  # When the chief has left, a service ends the others.
     return result
 
@@ -347,7 +348,7 @@ def _profile(job: Job, at: int | None, running: bool) -> bool:
 
 def _write_failed(job: Job, error: FloatingPointError) -> None:
     """Writes failed.json: the same job is not to try again."""
-    report.write_failed(
+    run_files.write_failed(
         job.directories.job,
         step=job.state["step"],
         reason=str(error),

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from trainer import checkpoint, config, dataset, files, model, report
+from trainer import checkpoint, config, dataset, files, model, run_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ def load(job_dir: str, which: str = "best") -> Trained:
         ValueError: If there is no run, none of its checkpoints yet, or a damaged one.
     """
     written = files.read_json(os.path.join(job_dir, "config.json"))
-    if written.get("program") != report.PROGRAM:
+    if written.get("program") != run_files.PROGRAM:
         raise ValueError(
             f"job_dir must hold a run, got {job_dir} without a config.json of one; "
             "train first: python -m trainer.task --job_dir=..."
@@ -108,7 +108,7 @@ def load(job_dir: str, which: str = "best") -> Trained:
     # An evaluation that came after the save is among the rows only.
     judged = [e for e in saved.state["evaluations"] if e["step"] == step] or [
         {name: value for name, value in row.items() if name != "kind"}
-        for row in report.read_rows(job_dir, step)
+        for row in run_files.read_rows(job_dir, step)
         if (row["kind"], row["step"]) == ("eval", step)
     ]
     return Trained(
