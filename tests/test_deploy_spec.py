@@ -53,6 +53,14 @@ def test_a_package_runs_in_the_image(tmp_path, capsys):
     }
 
 
+def test_a_container_finds_weights_on_gs_and_below_gcs(capsys):
+    for weights in ("gs://pets/w.weights.h5", "/gcs/pets/w.weights.h5"):
+        asked = [*TRAINER, f"--encoder_weights={weights}"]
+        assert submit.main([*NAMED, "--dry_run", "--", *asked]) == 0
+        [pool] = json.loads(capsys.readouterr().out)["jobSpec"]["workerPoolSpecs"]
+        assert f"--encoder_weights={weights}" in pool["containerSpec"]["args"]
+
+
 def test_the_folder_is_the_same_each_time(capsys):
     folders = set()
     for bucket in ("--bucket=gs://pets/jobs", "--bucket=gs://pets/jobs/"):

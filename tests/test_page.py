@@ -17,7 +17,7 @@ from trainer import (
     metrics,
     page,
     places,
-    report,
+    run_files,
     tables,
     task,
     train,
@@ -35,7 +35,9 @@ def seen(mask, prediction):
     return image, mask, prediction
 
 
-def written(tmp_path, names=("ground", "disc"), test=True, finite=True, shown=True):
+def written(
+    tmp_path, names=("ground", "disc"), test=True, finite=True, shown=True, **settings
+):
     """Returns the path of a page and the result that it is of."""
     counts = np.arange(1, len(names) ** 2 + 1).reshape(len(names), -1)
     counts = counts if finite else counts * 0
@@ -69,7 +71,7 @@ def written(tmp_path, names=("ground", "disc"), test=True, finite=True, shown=Tr
         for step in range(1, 5)
     ] + [{"kind": "eval", **row} for row in evaluations]
     about = {
-        "settings": config.to_dict(config.Config(batch_size=2)),
+        "settings": config.to_dict(config.Config(batch_size=2, **settings)),
         "command": ["task.py", f"--class_names={','.join(names)}"],
         "python": "3.11",
         "packages": {"keras": "3"},
@@ -274,6 +276,11 @@ def test_a_run_ends_with_a_page_and_its_confusion_matrix(run, capfd):
     assert len(text) < 1e6
 
 
+def test_the_page_tells_the_sizes_of_images(tmp_path):
+    path, _ = written(tmp_path, train_image_size=96)
+    assert "128 pixels a side, 96 in training." in path.read_text(encoding="utf-8")
+
+
 def test_without_a_test_split_the_page_is_of_validation(run):
     job_dir = run("--test_split=none")
     result = result_of(job_dir)
@@ -323,7 +330,7 @@ def test_the_lease_is_asked_before_the_page_is_written_and_again_before_the_resu
     monkeypatch.setattr(places, "hold_lease", lambda *_: lease)
     told(train, "_peak_memory_bytes", "all is saved")
     told(ending, "write_page", "page")
-    told(report, "write_result", "result")
+    told(run_files, "write_result", "result")
     run()
     at = order.index("all is saved")
     assert order[at + 1 :] == ["lease", "page", "lease", "result"]

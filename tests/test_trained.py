@@ -49,7 +49,10 @@ def test_the_model_is_that_of_the_step_asked_for(run, which, step):
     assert found.validation == {k: v for k, v in row.items() if k != "kind"}
 
 
-@pytest.mark.parametrize("about", [{}, {"settings": [1]}, {"settings": {"epochs": 1}}])
+@pytest.mark.parametrize(
+    "about",
+    [{}, {"settings": [1]}, {"settings": {"epochs": 1}}, {"program": "segtrainer"}],
+)
 def test_a_config_of_another_program_is_no_run(tmp_path, about):
     (tmp_path / "config.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match=r"job_dir must hold a run, got .* without a"):

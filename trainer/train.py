@@ -216,8 +216,8 @@ class Run:
                     self._validate()
                 # The last step may be saved and judged, and not yet pointed to.
                 over = standing.stop_reason(job)
-                due = overdue or over or (at > 0 and at % save_every == 0)
-                if judged or due:
+                due = overdue or (at > 0 and at % save_every == 0)
+                if judged or over or due:
                     self._save()
                 if over:
                     break

@@ -87,7 +87,7 @@ def load(job_dir: str, which: str = "best") -> Trained:
         ValueError: If there is no run, none of its checkpoints yet, or a damaged one.
     """
     written = files.read_json(os.path.join(job_dir, "config.json"))
-    if written.get("program") != run_files.PROGRAM:
+    if written.get("program") != run_files.PROGRAM or "settings" not in written:
         raise ValueError(
             f"job_dir must hold a run, got {job_dir} without a config.json of one; "
             "train first: python -m trainer.task --job_dir=..."
