@@ -9,7 +9,9 @@ import socket
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # TensorFlow reads it once, when imported
+# TensorFlow reads these once, when imported; the second is what our commands set.
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
 
 import keras
 import numpy as np

@@ -17,8 +17,8 @@ ROOT = pathlib.Path(task.__file__).parents[1]
 
 
 def process(*args, entry=ENTRY, cwd=ROOT, **environ):
-    """Runs the program as a user does: without the log level of the tests."""
-    env = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    """Runs the program as a user does: without what tests tell TensorFlow."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("TF_")}
     return subprocess.run(
         [*entry, *args],
         capture_output=True,
@@ -53,6 +53,20 @@ def test_help_imports_no_tensorflow():
     code = "import sys; from trainer import task; task.main(['--help']); "
     code += "sys.exit('tensorflow' in sys.modules)"
     assert process(entry=[sys.executable, "-c", code]).returncode == 0
+
+
+def test_commands_convolve_by_onednn_on_any_processor_unless_told_otherwise():
+    code = "from trainer import command; command.set_up_tensorflow(); "
+    code += "import tensorflow as tf; x = tf.ones((4, 4, 4, 4)); "
+    code += "tf.function(lambda: tf.nn.conv2d(x, x, 1, 'SAME'))()"
+    found = [
+        ",convolution," in process(entry=[sys.executable, "-c", code], **env).stdout
+        for env in (
+            dict(ONEDNN_VERBOSE="1"),
+            dict(ONEDNN_VERBOSE="1", TF_ENABLE_ONEDNN_OPTS="0"),
+        )
+    ]
+    assert found == [True, False]
 
 
 def test_a_refused_command_ends_with_2_and_one_line():

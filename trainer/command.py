@@ -12,11 +12,16 @@ from typing import NoReturn, TypeVar
 from trainer import flags, terminal
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
-# For gs://, read by TensorFlow when it first opens such a path; the user's own go
-# first. Its defaults read 64 MB at once for each open file, and wait up to an
-# hour for an answer. With no cache of blocks, a file that is read from head to tail
-# costs one request for each block, and no byte twice.
-GCS_DEFAULTS = {
+# What TensorFlow reads when it is imported, or first opens a gs:// path; the user's own go
+# first.
+TENSORFLOW_DEFAULTS = {
+    # oneDNN's convolutions, which TensorFlow takes by itself where the processor has
+    # AVX512-VNNI. Where it has AVX2 alone, Eigen's need half as long again and more, and
+    # round otherwise with other batches: replicas would not do what one device does.
+    "TF_ENABLE_ONEDNN_OPTS": "1",
+    # For gs://. Its defaults read 64 MB at once for each open file, and wait up to an
+    # hour for an answer. With no cache of blocks, a file that is read from head to tail
+    # costs one request for each block, and no byte twice.
     "GCS_READ_CACHE_BLOCK_SIZE_MB": "2",
     "GCS_READ_CACHE_MAX_SIZE_MB": "0",
     "GCS_REQUEST_CONNECTION_TIMEOUT_SECS": "30",
@@ -54,7 +59,7 @@ def run(
         return 0
     try:
         settings = flags.make(kind, flags.read(args, kind, rest=rest))
-        set_up_gcs()
+        set_up_tensorflow()
         with terminal.quiet_start():
             work = ready(settings)
     except ModuleNotFoundError as error:
@@ -81,7 +86,7 @@ def process(main: Callable[[], int]) -> NoReturn:
     sys.exit(main())
 
 
-def set_up_gcs() -> None:
-    """Sets TensorFlow's variables for gs:// where the user did not."""
-    for name, value in GCS_DEFAULTS.items():
+def set_up_tensorflow() -> None:
+    """Sets TensorFlow's variables where the user did not; before it is imported."""
+    for name, value in TENSORFLOW_DEFAULTS.items():
         os.environ.setdefault(name, value)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from trainer import config, flags, interruption, terminal
-from trainer.command import FAILED, INTERRUPTED, REFUSED, set_up_gcs
+from trainer.command import FAILED, INTERRUPTED, REFUSED, set_up_tensorflow
 
 
 def command() -> NoReturn:
@@ -48,7 +48,7 @@ def _run(args: Sequence[str], process_start: float, held: contextlib.ExitStack) 
     notice: interruption.Notice | None = None
     try:
         settings = _settings(args)
-        set_up_gcs()
+        set_up_tensorflow()
         notice = held.enter_context(
             interruption.listening(settings.grace_seconds, os.environ)
         )
