@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import encoders, folding, pretrained
+from trainer import batch_norm, encoders, folding, pretrained
 
 SIZE = 32
 
@@ -95,9 +95,16 @@ def test_a_strided_depthwise_has_its_gradient_to_a_map_in_float32():
     assert found.get_attr("T") == tf.float32
 
 
-def test_a_norm_that_is_trained_stays_on_its_own():
-    network = pretrained.build("mobilenet_v2", image_size=SIZE, weights="none")
-    assert len(norms(folding.fold(network))) == len(norms(network)) > 40
+def test_a_norm_that_is_trained_stays_on_its_own_and_is_over_all_replicas():
+    network = pretrained.build("mobilenet_v2", image_size=SIZE, weights="imagenet")
+    folded = folding.fold(network)
+    assert len(norms(folded)) == len(norms(network)) > 40
+    for ours, theirs in zip(norms(folded), norms(network), strict=True):
+        assert isinstance(ours, batch_norm.SyncBatchNorm)
+        assert (ours.momentum, ours.epsilon) == (theirs.momentum, theirs.epsilon)
+        assert [v.path for v in ours.weights] == [v.path for v in theirs.weights]
+    for ours, theirs in zip(folded(images()), network(images()), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def chain(*layers):

@@ -133,7 +133,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "model": {"decoders", "encoders", "folding", "pretrained"},
     "decoders": {"batch_norm", "up_conv"},
-    "folding": {"sums"},
+    "folding": {"batch_norm", "sums"},
     "batch_norm": {"sums"},
     "up_conv": {"sums"},
     "pretrained": {"encoders", "files"},

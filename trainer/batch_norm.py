@@ -1,4 +1,4 @@
-"""The BatchNorm of the decoders, its sums the same on any replicas.
+"""The BatchNorm that is trained, its sums the same on any replicas.
 
 Letters: N images in a batch, H and W a map's height and width.
 """
@@ -17,7 +17,8 @@ class SyncBatchNorm(keras.layers.BatchNormalization):
 
     Keras' own synchronised form sums over examples and pixels at once, which rounds
     otherwise on other replicas, and training blows such differences up. It takes more
-    passes over memory, too.
+    passes over memory, too, and with tens of them several replicas in a process are
+    traced for minutes.
     """
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
@@ -37,6 +38,14 @@ class SyncBatchNorm(keras.layers.BatchNormalization):
         ):
             average.assign(average * self.momentum + now * (1.0 - self.momentum))
         return outputs
+
+
+def over_replicas(norm: keras.layers.BatchNormalization) -> SyncBatchNorm:
+    """Returns the like of a BatchNorm of Keras, its weights the same."""
+    ours = SyncBatchNorm.from_config(norm.get_config())
+    ours.build(norm.input.shape)
+    ours.set_weights(norm.get_weights())
+    return ours
 
 
 def _normalised(

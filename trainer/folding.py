@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from trainer import sums
+from trainer import batch_norm, sums
 
 CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 
@@ -134,7 +134,8 @@ def fold(network: keras.Model) -> keras.Model:
     """Returns the network with each convolution and the BatchNorm after it as one.
 
     Zeros that are padded before it, as TensorFlow's "same" would, it pads itself. Its
-    weights are those of the network. BatchNorm that is trained stays on its own.
+    weights are those of the network. BatchNorm that is trained stays on its own, and is
+    over all replicas.
     """
     found = _found(network)
     into = {id(layer) for pad, conv in found.values() for layer in (pad, conv)}
@@ -142,6 +143,8 @@ def fold(network: keras.Model) -> keras.Model:
     def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
         if id(layer) in into:
             return args[0]  # Its norm takes what it would have taken.
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
+            return batch_norm.over_replicas(layer)(*args)
         if id(layer) not in found:
             return layer(*args, **kwargs)
         pad, conv = found[id(layer)]

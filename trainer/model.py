@@ -70,7 +70,6 @@ def build_unet(
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = layer.trainable and train_encoder_batch_norm
-            layer.synchronized = layer.trainable
     # BatchNorm that is not trainable runs in inference mode whatever `training` is.
     network = folding.fold(network)
 
