@@ -284,6 +284,16 @@ def test_a_folder_gives_its_shown_pictures_and_no_masks_below_it(photos):
         (photos / name).write_bytes(b"?")
     assert names(photos, out=str(photos / "masks")) == ["D", "a", "b", "sub/a"]
     assert names(photos / "masks", out=str(photos / "masks")) == ["a"]
+    assert names(photos / "*", out=str(photos / "masks")) == names(
+        photos / "*.*", photos / "sub", out="elsewhere"
+    )
+    assert names(photos / "[sm]*" / "*.png", out=str(photos / "masks")) == ["sub/a"]
+
+
+@pytest.mark.parametrize("out", ["photos", ".", ".."])
+def test_a_folder_of_masks_that_holds_the_photographs_hides_none(photos, out):
+    found = names(photos, out=str(photos.parent / out))
+    assert found == ["a", "b", "sub/a"]
 
 
 def test_only_an_earlier_prediction_is_written_over(run, photos, tmp_path, capsys):
@@ -313,11 +323,27 @@ def test_only_an_earlier_prediction_is_written_over(run, photos, tmp_path, capsy
     (out / "c_overlay.jpg").unlink()
     assert predicted(run, out, str(photos / "c.jpg")) == 0
     index = json.loads((out / "classes.json").read_text())
-    assert index["images"] == ["a", "b", "c", "sub/a"]
+    assert index["images"] == {
+        name.rsplit(".", 1)[0]: str(photos / name)
+        for name in ("a.png", "b.jpg", "sub/a.png", "c.jpg")
+    }
     index["classes"][0]["name"] = "cat"
     (out / "classes.json").write_text(json.dumps(index))
     assert predicted(run, out, str(photos)) == 2
     assert "with those of others; give another" in capsys.readouterr().err
+
+
+def test_a_mask_is_not_written_over_by_that_of_another_photograph(
+    run, photos, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    assert predicted(run, out, str(photos)) == 0
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    capsys.readouterr()
+    assert predicted(run, out, str(photos / "sub")) == 2
+    told = capsys.readouterr().err
+    assert f"{out} with that of {photos}/a.png for {photos}/sub/a.png; give" in told
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
 def test_with_nothing_to_read_no_mask_is_written(run, tmp_path, capsys):

@@ -31,7 +31,8 @@ def find(arguments: Sequence[str], left_out: str) -> list[Photograph]:
     Args:
         arguments: Files, folders (with all below them, by the endings of pictures; hidden
             files left out) and patterns with *, ? and [], local or gs://.
-        left_out: Folder whose files are none of them where it lies in one of these.
+        left_out: Folder whose files are none of them where it lies below where one of
+            these looks.
 
     Raises:
         ValueError: Names the arguments that mean nothing.
@@ -74,12 +75,12 @@ def check_targets(
     Raises:
         ValueError: Names the first file that would be lost.
     """
-    sources = {_real(one.path): one.path for one in photographs}
+    sources = {real(one.path): one.path for one in photographs}
     target_of: dict[str, str] = {}
     for one in photographs:
         for ending in endings:
             target = os.path.join(output_dir, one.name + ending)
-            if source := sources.get(_real(target)):
+            if source := sources.get(real(target)):
                 raise ValueError(
                     f"output_dir must not be where an image would be written over, got "
                     f"{output_dir} and {source}; give another --output_dir"
@@ -91,13 +92,19 @@ def check_targets(
                     f"{other} and {one.path}, both to become {target}; rename one"
                 )
     earlier = files.read_json(os.path.join(output_dir, index))
-    if not {"classes", "checkpoint", "step", "images"} <= earlier.keys():
+    ours = {"classes", "checkpoint", "step"} <= earlier.keys()
+    if not ours or not isinstance(earlier.get("images"), dict):
         earlier = {}
         target_of[os.path.join(output_dir, index)] = index
+    seen = earlier.get("images", {})
+    for one in photographs:
+        if seen.get(one.name, real(one.path)) != real(one.path):
+            raise ValueError(
+                f"output_dir must not hold the mask of another image of that name, got "
+                f"{output_dir} with that of {seen[one.name]} for {one.path}; give another"
+            )
     anew = {
-        os.path.join(output_dir, name + ending)
-        for name in earlier.get("images", ())
-        for ending in endings
+        os.path.join(output_dir, name + ending) for name in seen for ending in endings
     }
     by_folder = collections.defaultdict(set)
     for target in target_of.keys() - anew:
@@ -121,27 +128,40 @@ def parts(path: str) -> tuple[str, ...]:
 def _meant(argument: str, left_out: str) -> tuple[str, list[str]]:
     """Returns the folder in which one argument looks, and the files that it means."""
     if tf.io.gfile.isdir(argument):
-        return argument, _pictures_below(argument, left_out)
+        return argument, _pictures_below(argument, _below(argument, left_out))
     if tf.io.gfile.exists(argument):  # Its name may have a bracket.
         return os.path.dirname(argument), [argument]
     top = argument
     while any(sign in top for sign in "*?["):
         top = os.path.dirname(top)
     found: list[str] = []
+    out = _below(top, left_out)
     for match in sorted(tf.io.gfile.glob(argument)) if top != argument else []:
-        is_folder = tf.io.gfile.isdir(match)
-        found += _pictures_below(match, left_out) if is_folder else [match]
+        if tf.io.gfile.isdir(match):
+            found += _pictures_below(match, out)
+        elif not _is_in(match, out):
+            found.append(match)
     return top, found
 
 
-def _pictures_below(folder: str, left_out: str) -> list[str]:
-    """Returns the pictures of a folder and of all below it, sorted."""
+def _below(top: str, folder: str) -> tuple[str, ...]:
+    """Returns the parts of a folder that lies below another; none where it does not."""
+    above, out = parts(top), parts(folder)
+    return out if len(out) > len(above) and out[: len(above)] == above else ()
+
+
+def _is_in(path: str, folder: tuple[str, ...]) -> bool:
+    """Returns whether a path lies in a folder of some parts, or is that."""
+    return bool(folder) and parts(path)[: len(folder)] == folder
+
+
+def _pictures_below(folder: str, left_out: tuple[str, ...]) -> list[str]:
+    """Returns the pictures of a folder and of all below it but one's, sorted."""
     found: list[str] = []
-    out = parts(left_out)
     for directory, _, names in tf.io.gfile.walk(folder):
         below = parts(directory)[len(parts(folder)) :]
         hidden = any(name.startswith(".") for name in below)
-        if hidden or (below and parts(directory)[: len(out)] == out):
+        if hidden or _is_in(directory, left_out):
             continue
         shown = (name for name in names if not name.startswith("."))
         is_picture = (n for n in shown if os.path.splitext(n)[1].lower() in PICTURES)
@@ -157,6 +177,6 @@ def _name(below: tuple[str, ...]) -> str:
     return stem if ending.lower() in PICTURES else name
 
 
-def _real(path: str) -> str:
+def real(path: str) -> str:
     """Returns a path that is the same for all ways to the same file."""
     return path if files.remote(path) else os.path.realpath(path)

@@ -74,8 +74,9 @@ def _ready(settings: Prediction) -> Callable[[], int]:
     found = photographs.find(settings.images, settings.output_dir)
     endings = [MASK, OVERLAY] if settings.overlays else [MASK]
     endings += [PROBABILITIES] if settings.probabilities else []
-    earlier = photographs.check_targets(found, settings.output_dir, endings, INDEX)
     model = trained.load(settings.job_dir, settings.checkpoint)
+    # Last, so that another prediction there hardly comes between reading and writing it.
+    earlier = photographs.check_targets(found, settings.output_dir, endings, INDEX)
     colours = pictures.palette(len(model.class_names))
     classes = contract.classes(model.class_names)
     if earlier and earlier["classes"] != classes:
@@ -87,7 +88,10 @@ def _ready(settings: Prediction) -> Callable[[], int]:
         "classes": classes,
         "checkpoint": model.checkpoint,  # Of the last prediction.
         "step": model.step,
-        "images": sorted({*earlier.get("images", ()), *(one.name for one in found)}),
+        "images": {
+            **earlier.get("images", {}),
+            **{one.name: photographs.real(one.path) for one in found},
+        },
     }
     for folder in sorted({os.path.dirname(one.name) for one in found}):
         files.make_directory(os.path.join(settings.output_dir, folder))
