@@ -700,6 +700,23 @@ def test_checkpoints_of_another_run_are_refused(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_run_is_not_begun_anew_where_its_checkpoints_are_elsewhere(
+    refused, begun: list[str], tmp_path: pathlib.Path
+):
+    folder = tmp_path / "run"
+    (folder / "checkpoints").rename(tmp_path / "apart")
+    (folder / "result.json").unlink(missing_ok=True)
+    config_json = json.loads((folder / "config.json").read_text())
+    config_json["settings"]["checkpoint_dir"] = f"{tmp_path}/apart"
+    (folder / "config.json").write_text(json.dumps(config_json))
+    before = contents(folder)
+    assert refused(*begun) == (
+        f"checkpoint_dir must stay {tmp_path}/apart to go on with the run of {folder}, "
+        f"got {folder}/checkpoints; give another --job_dir for a new run"
+    )
+    assert contents(folder) == before
+
+
 def test_replicas_that_do_not_divide_the_steps_of_a_run_are_refused(begun: list[str]):
     three: Any = types.SimpleNamespace(num_replicas_in_sync=3)
     state = {"global_batch_size": 64, "batch_size": 64}

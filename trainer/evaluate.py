@@ -48,7 +48,7 @@ def _ready(settings: Evaluation) -> Callable[[], int]:
     opened = _opened(trained.data_dir(of_run), of_run, model)
     split = dataset.limited(_split(settings, opened, model), settings.limit_examples)
     about = {
-        "job_dir": settings.job_dir,
+        "job_dir": settings.job_dir.rstrip("/"),
         "checkpoint": model.checkpoint,
         "step": model.step,
         "dataset": opened.name,

@@ -161,11 +161,14 @@ def prepare(
     if saved is not None:
         same_run.check_place(directories, saved)
         same_run.check_settings(state, saved)
-    elif run_files.read_result(directories.job):
-        raise ValueError(
-            f"job_dir must hold the checkpoints of its finished run, got {directories.job} "
-            "with a result.json and none; give another --job_dir for a new run"
-        )
+    else:
+        same_run.check_begun(directories)
+        if run_files.read_result(directories.job):
+            raise ValueError(
+                "job_dir must hold the checkpoints of its finished run, got "
+                f"{directories.job} with a result.json and none; give another --job_dir "
+                "for a new run"
+            )
 
     strategy = distribution.make_strategy(
         settings.strategy,

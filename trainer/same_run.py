@@ -28,6 +28,18 @@ def check_place(directories: config.Directories, saved: checkpoint.Checkpoint) -
         )
 
 
+def check_begun(directories: config.Directories) -> None:
+    """Raises ValueError if the run of a job_dir without checkpoints has them elsewhere."""
+    config_json = files.read_json(os.path.join(directories.job, "config.json"))
+    theirs = config_json.get("settings", {}).get("checkpoint_dir")
+    if theirs and theirs != directories.checkpoints and checkpoint.pointer(theirs):
+        raise ValueError(
+            f"checkpoint_dir must stay {theirs} to go on with the run of "
+            f"{directories.job}, got {directories.checkpoints}; give another --job_dir "
+            "for a new run"
+        )
+
+
 def check_settings(state: dict[str, Any], saved: checkpoint.Checkpoint) -> None:
     """Raises ValueError if the saved run is another than the one asked for."""
     ours, theirs = state["settings"], saved.state["settings"]
