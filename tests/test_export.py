@@ -292,6 +292,18 @@ def test_an_earlier_export_is_replaced_and_nothing_else(run, tmp_path, tree, cap
     assert tree(tmp_path) == before
 
 
+def test_a_link_to_an_earlier_export_is_replaced_each_time(run, tmp_path):
+    args = [f"--job_dir={run}", f"--output_dir={tmp_path}/out"]
+    assert export.main(args) == 0
+    (tmp_path / "out" / "1").rename(tmp_path / "elsewhere")
+    (tmp_path / "out" / "1").symlink_to(tmp_path / "elsewhere")
+    for _ in range(2):
+        assert export.main(args) == 0
+        assert not (tmp_path / "out" / "1").is_symlink()
+        assert os.listdir(tmp_path / "out") == ["1"]
+    assert (tmp_path / "elsewhere" / "saved_model.pb").exists()
+
+
 @pytest.mark.parametrize(
     ("args", "line"),
     [

@@ -85,7 +85,7 @@ def put(
     shutil.rmtree(new, ignore_errors=True)
     if os.path.isdir(old) and not os.path.isdir(target):
         os.rename(old, target)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove_local(old)
     made_above = not os.path.isdir(above)
     try:
         os.makedirs(new)
@@ -101,7 +101,14 @@ def put(
         if made_above and os.path.isdir(above) and not os.listdir(above):
             os.rmdir(above)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    _remove_local(old)
+
+
+def _remove_local(folder: str) -> None:
+    """Removes a folder of the disk, if it is there; of a link to one, the link."""
+    if os.path.islink(folder):
+        os.unlink(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove(target: str, fence: Callable[[], None]) -> None:
