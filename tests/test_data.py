@@ -195,6 +195,25 @@ def test_grey_images_become_three_equal_channels(pets):
     assert image.std() > 10 and (image == image[..., :1]).all()
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.uint32, np.int64, np.uint64])
+def test_ids_of_any_integers_become_class_ids(pets, dtype):
+    opened = open_pets(pets(4))
+    ids = np.resize(np.array([1, 2, 3], dtype), (SIZE, SIZE, 1))
+    image = np.zeros((*ids.shape[:2], 3), np.uint8)
+    mask = tfds.features.Tensor(shape=ids.shape, dtype=dtype)
+    features = tfds.features.FeaturesDict(
+        {"image": opened.features["image"], "segmentation_mask": mask}
+    )
+    opened = dataclasses.replace(opened, features=features)
+    example = features.encode_example({"image": image, "segmentation_mask": ids})
+    stored = tf.constant(features.serialize_example(example))
+    for _, found in (
+        records.decode(opened, stored, SIZE),
+        records.decode_whole(opened, stored),
+    ):
+        np.testing.assert_array_equal(np.reshape(found, (SIZE, SIZE)), ids[..., 0] - 1)
+
+
 # ---------------------------------------------------------------------------
 # The stream of training examples
 

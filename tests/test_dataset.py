@@ -1,6 +1,8 @@
 """What a data set is: its splits, the cut for validation, its features and classes."""
 
+import json
 import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -264,6 +266,15 @@ def test_a_missing_file_of_a_split_is_named(pets):
     gone = open_pets(data_dir).train.files[1]
     os.remove(gone)
     with pytest.raises(ValueError, match=f"{gone} is missing"):
+        open_pets(data_dir)
+
+
+def test_files_of_another_format_are_refused(pets):
+    data_dir = pets(6)
+    [path] = pathlib.Path(data_dir).glob("*/*/dataset_info.json")
+    about = json.loads(path.read_text()) | {"fileFormat": "riegeli"}
+    path.write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="in files of tfrecord, got riegeli"):
         open_pets(data_dir)
 
 

@@ -153,7 +153,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pack": {
         *("checks", "dataset", "examine", "masks", "preparation", "shards", "splits"),
     },
-    "fetch": {"dataset", "shards", "terminal"},
+    "fetch": {"dataset", "files", "shards", "terminal"},
     "checks": {"defects", "folders", "masks"},
     "step": {"averaging", "losses", "sums"},
     "evaluation_step": {"losses", "metrics"},

@@ -228,6 +228,14 @@ def test_no_two_splits_share_a_group(tmp_path, folder):
     assert len(set().union(*parts)) == 4
 
 
+def test_an_image_whose_group_is_empty_is_one_of_no_group(tmp_path, folder, capsys):
+    folder(4)
+    flags = ("--group=(p[0-2])|^p", "--val_fraction=0.25")
+    assert run(tmp_path, CLASSES, *flags) == command.REFUSED
+    out = capsys.readouterr().out
+    assert f"image of no group (1)\n  {tmp_path / 'images' / 'p3.jpg'}" in out
+
+
 def turned(path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation

@@ -89,6 +89,18 @@ def test_a_data_set_that_is_there_is_not_fetched_again(tmp_path, capsys, monkeyp
     ) in refusal(capsys)
 
 
+def test_what_lies_where_a_data_set_is_to_be_is_refused_before_it_is_fetched(
+    tmp_path, capsys, monkeypatch
+):
+    place = tmp_path / "tfds" / "tiny_masks" / "2.0.0"
+    place.mkdir(parents=True)
+    (place / "part").write_text("of a copy")
+    monkeypatch.delattr(TinyMasks, "_split_generators")
+    assert run(tmp_path / "tfds") == command.REFUSED
+    assert f"something else in {place}; move that away" in refusal(capsys)
+    assert os.listdir(place) == ["part"]
+
+
 @pytest.mark.parametrize(
     "mishap, reason",
     [

@@ -196,6 +196,12 @@ def test_labels_that_are_no_ids_from_0_on_are_refused(tmp_path, nnunet, capsys, 
     assert "labels must name ids from 0 on" in refusal(capsys)
 
 
+def test_more_classes_than_ids_have_room_for_are_refused(tmp_path, nnunet, capsys):
+    nnunet({f"l{id}": id for id in range(256)}, cases=1)
+    assert run(tmp_path, "nnunet") == command.REFUSED
+    assert "class_names must be at most 255" in refusal(capsys)
+
+
 def test_a_case_of_nnunet_without_its_channel_is_named(tmp_path, nnunet, capsys):
     root = nnunet()
     (root / "imagesTr/case_3_0000.png").rename(root / "imagesTr/case_3.png")

@@ -183,6 +183,11 @@ def _builder(name: str, data_dir: str, download: bool) -> tfds.core.DatasetBuild
             f"data_dir must hold the TFDS data set {name}, got {data_dir} with "
             f"{_listing(data_dir)}; prepare it there, or let --download do it"
         )
+    if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+        raise ValueError(
+            f"data_dir must hold {builder.name} in files of tfrecord, got "
+            f"{builder.info.file_format.value}; prepare it anew with that file_format"
+        )
     return builder
 
 

@@ -64,7 +64,6 @@ def _rule(
                 f"{','.join(settings.class_names)}"
             )
         order = settings.class_names or told
-        config.Config(class_names=order)
         colours = {
             colour: id if id == masks.IGNORED else order.index(told[id])
             for colour, id in colours.items()
@@ -72,6 +71,8 @@ def _rule(
         names = order
     elif settings.layout == "carvana":
         colours = masks.BLACK_AND_WHITE
+    if names:
+        config.Config(class_names=tuple(names))
     rule = masks.Rule(
         num_classes=len(names) if names else None,
         offset=settings.mask_offset or source.mask_offset,

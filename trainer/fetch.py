@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from trainer import dataset, shards, terminal
+from trainer import dataset, files, shards, terminal
 
 
 def folder_of(name: str, data_dir: str) -> str:
@@ -26,6 +26,11 @@ def folder_of(name: str, data_dir: str) -> str:
         raise ValueError(
             f"dataset must be new to data_dir, got {name}, which {target} holds already; "
             f"train on it: {training(name, data_dir)}"
+        )
+    if not files.remote(target) and os.path.isdir(target) and os.listdir(target):
+        raise ValueError(
+            f"dataset must be new to data_dir, got {name}, with part of it or something "
+            f"else in {target}; move that away"
         )
     return builder.info.full_name
 

@@ -48,7 +48,7 @@ def read_class_map(path: str) -> tuple[tuple[str, ...], dict[int, int]]:
     """
     names: list[str] = []
     colours: dict[int, int] = {}
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         lines = [line.strip() for line in file]
     for number, line in enumerate(lines, 1):
         if not line or line.startswith("#"):

@@ -62,6 +62,8 @@ def _checked(dataset: Dataset, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
     """
     example = dataset.features.deserialize_example(serialized)
     image, stored = example[dataset.image_feature], example[dataset.mask_feature]
+    if stored.dtype in (tf.uint32, tf.uint64):
+        stored = tf.cast(stored, tf.int64)  # The others are not resized.
     alike = tf.reduce_all(tf.shape(image)[:2] == tf.shape(stored)[:2])
     # Not tf.debugging: its branches cost more than what they look at.
     checks = [

@@ -82,10 +82,11 @@ def groups(
     found = {}
     for pair in pairs:
         match = re.search(pattern, pair.name)
-        if match is None:
+        group = match and match[match.re.groups and 1]
+        if not group:
             what = f"--group={pattern} finds nothing in its name"
             defects.append(Defect("image of no group", pair.image, what))
-        found[pair.stem] = match[match.re.groups and 1] if match else pair.stem
+        found[pair.stem] = group or pair.stem
     return found
 
 
