@@ -63,9 +63,9 @@ class Config:
     model_summary: bool = setting("Model", False, "Print the layers and their parameters before training.")
 
     epochs: float = setting("Training", 20.0, "Passes over the training examples.", low=0, high=1e6)
-    total_steps: int | None = setting("Training", None, "Steps to train, instead of epochs.", low=1, high=1e12)
-    batch_size: int = setting("Training", 64, "Examples per step on one replica.", low=1)
-    global_batch_size: int | None = setting("Training", None, "Examples per step over all replicas, instead of batch_size.", low=1)
+    total_steps: int | None = setting("Training", None, "Steps to train, instead of epochs.", low=1)
+    batch_size: int = setting("Training", 64, "Examples per step on one replica.", low=1, high=1e6)
+    global_batch_size: int | None = setting("Training", None, "Examples per step over all replicas, instead of batch_size.", low=1, high=1e6)
     loss: str = setting("Training", "cross_entropy", "What training makes small: cross_entropy, focal, dice, jaccard, lovasz, or a sum such as cross_entropy+0.5*dice.", identity=True)
     focal_gamma: float = setting("Training", objective.FOCAL_GAMMA, "With focal: how much less the pixels count that are almost right; 0 is cross_entropy.", low=0, high=10, identity=True)
     class_weights: str | None = setting("Training", None, "Weight of the pixels of each class, such as 2,2,1; frequency: one over its share of the training pixels.", identity=True)
@@ -84,7 +84,7 @@ class Config:
     early_stopping_evals: int | None = setting("Training", None, "Stop after this many evaluations in a row without a better best_metric.", low=1)
 
     eval_every_steps: int | None = setting("Evaluation", None, "Steps between evaluations; one epoch when absent.", low=1)
-    eval_batch_size: int | None = setting("Evaluation", None, "Examples per evaluation step on one replica; that of training when absent.", low=1)
+    eval_batch_size: int | None = setting("Evaluation", None, "Examples per evaluation step on one replica; that of training when absent.", low=1, high=1e6)
     best_metric: str = setting("Evaluation", "val_mean_iou", "Metric that names the best checkpoint: val_loss, val_mean_iou, val_pixel_accuracy, val_iou/CLASS or val_dice/CLASS.", identity=True)
     hp_metric: str = setting("Evaluation", "val_loss", "Metric reported to the tuner in a trial; names as for best_metric.")
 

@@ -15,6 +15,7 @@ from absl import flags
 
 Settings = TypeVar("Settings")
 HELP = ("--help", "-help", "-h", "--helpfull")
+MOST = 10**12  # Of integers whose setting has no bound of its own.
 TRUE_OR_FALSE = frozenset(("true", "1", "false", "0"))
 
 
@@ -36,7 +37,7 @@ def setting(
         help: One sentence with the unit.
         choices: The values allowed; any when absent.
         low: Smallest value allowed.
-        high: Largest value allowed.
+        high: Largest value allowed; `MOST` for integers when absent.
         identity: Whether it makes the run what it is, so that a run cannot be
             resumed with another value.
     """
@@ -80,6 +81,8 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{field.name} must be a finite number, got {value}")
     low, high = rule["low"], rule["high"]
+    if high is None and isinstance(value, int):
+        high = MOST
     if low is not None and value < low:
         raise ValueError(f"{field.name} must be at least {low:.12g}, got {value:.12g}")
     if high is not None and value > high:
