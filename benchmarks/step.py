@@ -5,8 +5,9 @@
 
 The same network, batch and optimizer, input in memory: our step, the tutorial's
 `Model.fit`, and PyTorch's, eager and compiled. They take turns within each round, and so
-does a large product of matrices, which is what the machine can do at best. TensorFlow and
-PyTorch each live in a process of their own that computes only when it is asked.
+does a large product of matrices, which is what the machine can do at best. Our step, the
+tutorial's and PyTorch's each live in a process of their own that computes only when it is
+asked.
 """
 
 import argparse
@@ -21,9 +22,12 @@ import time
 
 from benchmarks import flops, machine, step_figures, turns
 from benchmarks.step_figures import Case
+from trainer.command import TENSORFLOW_DEFAULTS
 
 NUM_CLASSES = 3
 PYTHON = machine.REPOSITORY / ".venv-torch" / "bin" / "python"
+# What our commands ask TensorFlow for; `fit` has its defaults, as the tutorial has.
+ENVIRON = {"TF_ENABLE_ONEDNN_OPTS": TENSORFLOW_DEFAULTS["TF_ENABLE_ONEDNN_OPTS"]}
 LOGITS_TOLERANCE = 1e-3  # PyTorch's less ours, over the largest of ours.
 
 
@@ -71,7 +75,8 @@ class Measurement:
         self.torch: turns.Side | None = None
         self.torch_version: str | None = None
         command = [sys.executable, "-m", "benchmarks.step_tensorflow"]
-        self.tensorflow = turns.Side(command)
+        self.tensorflow = turns.Side(command, **ENVIRON)
+        self.fit = turns.Side(command)
         if set(args.only) & set(step_figures.OF_TORCH):
             self.torch = turns.Side([str(PYTHON), "-m", "benchmarks.step_pytorch"])
             self.torch_version = self.torch.ask("version")
@@ -80,6 +85,7 @@ class Measurement:
     def end(self) -> None:
         """Ends the processes."""
         self.tensorflow.end()
+        self.fit.end()
         if self.torch is not None:
             self.torch.end()
 
@@ -92,7 +98,8 @@ class Measurement:
             what = (self.path, trained, case.precision, *layout)
             return self.torch.ask("turn", *what, args.steps)
         what = (case.side, trained, case.precision, args.batch_size, args.image_size)
-        return self.tensorflow.ask("turn", *what, args.steps)
+        side = self.fit if case.side == "fit" else self.tensorflow
+        return side.ask("turn", *what, args.steps)
 
     def first_round(self, precisions: list[str], sides: list[str]) -> None:
         """Takes a turn of each, in which programs are traced and compiled.
@@ -173,7 +180,7 @@ def measure(args: argparse.Namespace) -> dict:
 
 
 def main() -> None:
-    """Measures, prints the table, writes step.json where every side took part."""
+    """Measures, prints the table, writes it where every side took part."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--rounds", type=int, default=5, help="turns of each; one more is not counted")
@@ -182,6 +189,7 @@ def main() -> None:
     add("--image_size", type=int, default=128, help="side, pixels, a multiple of 32")
     sides = list(step_figures.SIDES)
     about = "sides for a quick trial, whose figures are not kept"
+    add("--name", default="step", help="of the file in benchmarks/results")
     add("--only", nargs="+", choices=sides, default=sides, help=about)
     args = parser.parse_args()
     if set(args.only) & set(step_figures.OF_TORCH) and not PYTHON.exists():
@@ -197,6 +205,7 @@ def main() -> None:
         print(f"matrix product, {precision}: {rate:.0f} GFLOP/s")
     print(step_figures.table(found["cases"]))
     settings = vars(args)
+    name = settings.pop("name")
     if settings.pop("only") != sides:
         return
     summary = {
@@ -207,7 +216,7 @@ def main() -> None:
         "settings": settings,
         **found,
     }
-    path = machine.RESULTS / "step.json"
+    path = machine.RESULTS / f"{name}.json"
     path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 

@@ -5,13 +5,9 @@ Letters: N examples, S side in pixels.
 
 import functools
 import math
-import os
 import time
 from collections.abc import Callable
 from typing import Any
-
-# As our commands do; the tutorial's step is the faster for it where TensorFlow would not.
-os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
 
 import keras
 import numpy as np

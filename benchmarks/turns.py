@@ -17,16 +17,17 @@ from benchmarks import machine
 class Side:
     """A process that computes only while it is asked."""
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], **environ: str) -> None:
         """Starts it.
 
         Args:
             command: Ends up in `serve`.
+            environ: Variables of its environment, beside those of this process.
         """
         self.process = subprocess.Popen(
             command,
             cwd=machine.REPOSITORY,
-            env={"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ},
+            env={"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ, **environ},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
