@@ -278,6 +278,17 @@ def test_files_of_another_format_are_refused(pets):
         open_pets(data_dir)
 
 
+def test_files_of_a_format_that_is_not_told_are_tfrecord(pets):
+    """As TFDS wrote them before it knew any other."""
+    data_dir = pets(6)
+    [path] = pathlib.Path(data_dir).glob("*/*/dataset_info.json")
+    about = json.loads(path.read_text())
+    del about["fileFormat"]
+    path.write_text(json.dumps(about))
+    for directory in (data_dir, path.parent):
+        assert len(open_pets(str(directory)).test.ids) == 4
+
+
 def test_a_split_without_examples_is_refused(tmp_path):
     def example(rng, split, index):
         image, mask = draw(rng, ids=(1, 2, 3))
