@@ -103,7 +103,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("run_files", "same_run", "step", "trained"),
     },
     **{name: MODULES - {"task", "train", name} for name in COMMANDS},
-    "same_run": {"checkpoint", "config", "distribution", "files"},
+    "same_run": {"checkpoint", "config", "distribution", "files", "run_files"},
     "checkpoint": {"averaging", "distribution", "files"},
     "data": {"augment", "dataset", "examples", "order"},
     "streams": {"augment", "data", "dataset", "examples", "loading", "records"},

@@ -163,12 +163,6 @@ def prepare(
         same_run.check_settings(state, saved)
     else:
         same_run.check_begun(directories)
-        if run_files.read_result(directories.job):
-            raise ValueError(
-                "job_dir must hold the checkpoints of its finished run, got "
-                f"{directories.job} with a result.json and none; give another --job_dir "
-                "for a new run"
-            )
 
     strategy = distribution.make_strategy(
         settings.strategy,

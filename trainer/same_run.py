@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainer import checkpoint, config, distribution, files
+from trainer import checkpoint, config, distribution, files, run_files
 
 
 def place(directories: config.Directories) -> str:
@@ -29,14 +29,21 @@ def check_place(directories: config.Directories, saved: checkpoint.Checkpoint) -
 
 
 def check_begun(directories: config.Directories) -> None:
-    """Raises ValueError if the run of a job_dir without checkpoints has them elsewhere."""
+    """Raises ValueError where there are no checkpoints, but a run that has or had some."""
     config_json = files.read_json(os.path.join(directories.job, "config.json"))
-    theirs = config_json.get("settings", {}).get("checkpoint_dir")
-    if theirs and theirs != directories.checkpoints and checkpoint.pointer(theirs):
+    theirs = config_json.get("settings", {}).get("checkpoint_dir") or ""
+    apart = theirs.rstrip("/") != directories.checkpoints.rstrip("/")
+    if theirs and apart and checkpoint.pointer(theirs):
         raise ValueError(
             f"checkpoint_dir must stay {theirs} to go on with the run of "
             f"{directories.job}, got {directories.checkpoints}; give another --job_dir "
             "for a new run"
+        )
+    if run_files.read_result(directories.job):
+        raise ValueError(
+            "job_dir must hold the checkpoints of its finished run, got "
+            f"{directories.job} with a result.json and none; give another --job_dir for "
+            "a new run"
         )
 
 
