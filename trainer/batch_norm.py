@@ -40,8 +40,8 @@ class SyncBatchNorm(keras.layers.BatchNormalization):
         return outputs
 
 
-def over_replicas(norm: keras.layers.BatchNormalization) -> SyncBatchNorm:
-    """Returns the like of a BatchNorm of Keras, its weights the same."""
+def synchronised(norm: keras.layers.BatchNormalization) -> SyncBatchNorm:
+    """Returns a BatchNorm over all replicas with the settings and weights of another."""
     ours = SyncBatchNorm.from_config(norm.get_config())
     ours.build(norm.input.shape)
     ours.set_weights(norm.get_weights())

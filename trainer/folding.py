@@ -144,7 +144,7 @@ def fold(network: keras.Model) -> keras.Model:
         if id(layer) in into:
             return args[0]  # Its norm takes what it would have taken.
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
-            return batch_norm.over_replicas(layer)(*args)
+            return batch_norm.synchronised(layer)(*args)
         if id(layer) not in found:
             return layer(*args, **kwargs)
         pad, conv = found[id(layer)]
