@@ -76,7 +76,7 @@ class Measurement:
         self.torch_version: str | None = None
         command = [sys.executable, "-m", "benchmarks.step_tensorflow"]
         self.tensorflow = turns.Side(command, **ENVIRON)
-        self.fit = turns.Side(command)
+        self.fit = turns.Side(command) if "fit" in args.only else None
         if set(args.only) & set(step_figures.OF_TORCH):
             self.torch = turns.Side([str(PYTHON), "-m", "benchmarks.step_pytorch"])
             self.torch_version = self.torch.ask("version")
@@ -84,10 +84,9 @@ class Measurement:
 
     def end(self) -> None:
         """Ends the processes."""
-        self.tensorflow.end()
-        self.fit.end()
-        if self.torch is not None:
-            self.torch.end()
+        for side in (self.tensorflow, self.fit, self.torch):
+            if side is not None:
+                side.end()
 
     def turn(self, case: Case) -> tuple[float, float | None]:
         """Returns the seconds of a turn, and its last loss where it can be compared."""
@@ -98,8 +97,9 @@ class Measurement:
             what = (self.path, trained, case.precision, *layout)
             return self.torch.ask("turn", *what, args.steps)
         what = (case.side, trained, case.precision, args.batch_size, args.image_size)
-        side = self.fit if case.side == "fit" else self.tensorflow
-        return side.ask("turn", *what, args.steps)
+        tensorflow = self.fit if case.side == "fit" else self.tensorflow
+        assert tensorflow is not None
+        return tensorflow.ask("turn", *what, args.steps)
 
     def first_round(self, precisions: list[str], sides: list[str]) -> None:
         """Takes a turn of each, in which programs are traced and compiled.
