@@ -315,7 +315,8 @@ def test_other_data_do_not_write_over_an_evaluation(run, shapes, tmp_path, refus
 def test_other_runs_do_not_write_over_an_evaluation(run, tmp_path, refused):
     shutil.copytree(run, tmp_path / "other")
     out = f"--output_dir={tmp_path / 'out'}"
-    assert evaluate.main([f"--job_dir={run}", out]) == 0
+    for path in (run, f"{run}/"):
+        assert evaluate.main([f"--job_dir={path}", out]) == 0
     told = refused(f"--job_dir={tmp_path / 'other'}", out, main=evaluate.main)
     assert "evaluation-test.json must be of job_dir" in told
 

@@ -346,6 +346,21 @@ def test_a_mask_is_not_written_over_by_that_of_another_photograph(
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
+def test_predictions_side_by_side_keep_each_others_names(
+    run, photos, tmp_path, monkeypatch
+):
+    out, load = tmp_path / "out", trained.load
+
+    def load_while_another_predicts(*args):
+        monkeypatch.setattr(trained, "load", load)
+        assert predicted(run, out, str(photos / "b.jpg")) == 0
+        return load(*args)
+
+    monkeypatch.setattr(trained, "load", load_while_another_predicts)
+    assert predicted(run, out, str(photos / "a.png")) == 0
+    assert json.loads((out / "classes.json").read_text())["images"].keys() == {"a", "b"}
+
+
 def test_with_nothing_to_read_no_mask_is_written(run, tmp_path, capsys):
     (tmp_path / "x.png").write_bytes(b"")
     assert predicted(run, tmp_path / "out", str(tmp_path / "x.png")) == 1

@@ -165,7 +165,8 @@ def test_masks_of_all_kinds_come_back_as_class_ids(
     tmp_path, folder, ids, mask_name, encode, flags
 ):
     masks = folder(3, ids, mask_name, encode)
-    (tmp_path / "map.txt").write_text("1,2,3 ground\n4,5,6 disc\n9,9,9 ignored\n")
+    text = "1,2,3 ground\n4,5,6 disc\n9,9,9 ignored\n"
+    (tmp_path / "map.txt").write_text(text, encoding="utf-8-sig")  # As Windows writes.
     assert run(tmp_path, *(flag.format(tmp_path) for flag in flags)) == 0
     data = opened(tmp_path, val_fraction=0.5)
     if "--layout=carvana" in flags:
