@@ -101,7 +101,7 @@ def test_a_run_whose_encoder_was_fetched_is_judged_without_fetching(run):
     assert evaluated(run)["examples"] == 7
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 7, 16, "1e30"])
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 16, "1e12"])
 def test_at_the_models_size_figures_are_those_of_the_run(run, batch_size):
     found = evaluated(run, f"--batch_size={batch_size}")
     expected = result(run)["test"]

@@ -183,18 +183,28 @@ def test_the_gradient_of_a_kernel_by_a_product_is_that_of_the_convolution(dtype)
     x = tf.cast(rng.standard_normal((2, 3, 5, 4)), dtype)  # Neither square nor even.
     dy = tf.cast(rng.standard_normal((2, 6, 10, 7)), dtype)
     found = up_conv._as_product(dy, x)
-    expected = tf.raw_ops.Conv2DBackpropFilter(
-        input=tf.cast(dy, tf.float32),
-        filter_sizes=(3, 3, 7, 4),
-        out_backprop=tf.cast(x, tf.float32),
-        strides=(1, 2, 2, 1),
-        padding="SAME",
-    )
     assert found.dtype == dtype
+
+    def convolved(dtype):
+        gradient = tf.raw_ops.Conv2DBackpropFilter(
+            input=tf.cast(dy, dtype),
+            filter_sizes=(3, 3, 7, 4),
+            out_backprop=tf.cast(x, dtype),
+            strides=(1, 2, 2, 1),
+            padding="SAME",
+        )
+        return np.float32(gradient)
+
+    exact = convolved("float32")
     last_digit = {"float32": 1e-6, "bfloat16": 2**-8}[dtype]
-    np.testing.assert_allclose(
-        tf.cast(found, tf.float32), expected, rtol=last_digit, atol=1e-5
+    allowed = 1e-5 + last_digit * np.abs(exact)
+    off, plain_off = (
+        np.abs(np.float32(each) - exact) for each in (found, convolved(dtype))
     )
+    if (plain_off > allowed).any():
+        # TensorFlow's own sums on a processor without bfloat16: no worse than those.
+        allowed = plain_off.max()
+    assert (off <= allowed).all()
 
 
 def test_normalisation_to_minus_1_to_1_is_inside():
