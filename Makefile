@@ -59,7 +59,7 @@ format: install  ## Format the code, mend what lint can mend
 image: export BUILDAH_ISOLATION ?= chroot
 image: export BUILDAH_LAYERS ?= true
 image:  ## Build the container image; more: make image VARIANT=gpu IMAGE=NAME:TAG
-	@$(BUILDER) build --build-arg VARIANT=$(VARIANT) \
+	@$(BUILDER) build --platform=linux/amd64 --build-arg VARIANT=$(VARIANT) \
 		$(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
 		$(IMAGE_FLAGS) --tag $(IMAGE) .
 

@@ -13,6 +13,14 @@ from trainer.flags import setting
 OF_THE_SERVICE = ("AIP_", "CLOUD_ML_", "TF_CONFIG", "CLUSTER_SPEC")
 MAX_ENV, MAX_LABELS = 100, 64
 MAX_ARGS_CHARACTERS = 100_000
+# Of TPU v2 and v3: cores of one host, by which the service counts them. Of v5e: all chips.
+# Source: cloud.google.com/vertex-ai/docs/training/training-with-tpu-vm, tpu/docs/v5e.
+HOST_CORES = 8
+TOPOLOGIES = {
+    "ct5lp-hightpu-1t": "1x1",
+    "ct5lp-hightpu-4t": "2x2",
+    "ct5lp-hightpu-8t": "2x4",
+}
 MOST_SECONDS = 10**9  # No limit of the service's: it keeps nonsense off the wire.
 
 
@@ -38,13 +46,13 @@ class Order:
     machine_type: str = setting("Machines", "n1-standard-8", "Machine of each worker.")
     num_workers: int = setting("Machines", 1, "Machines that train, the chief included.", low=1, high=10_000)
     accelerator_type: str | None = setting("Machines", None, "GPU, such as NVIDIA_L4; TPU machines need none.")
-    accelerator_count: int | None = setting("Machines", None, "GPUs of each machine; 1 when only their type is given.", low=1)
-    tpu_topology: str | None = setting("Machines", None, "Shape of the TPU slice, such as 2x2, where the machine type leaves it open.")
+    accelerator_count: int | None = setting("Machines", None, "GPUs of each machine; 1 when only their type is given. Of TPU_V2 and TPU_V3 the cores, 8.", low=1)
+    tpu_topology: str | None = setting("Machines", None, "Shape of the TPU slice, such as 2x2; all chips of a ct5lp machine when absent.")
     reduction_servers: int = setting("Machines", 0, "Machines of a Reduction Server, which adds the gradients of GPU workers; the image needs google-reduction-server.", low=0, high=10_000)
     reduction_server_machine_type: str = setting("Machines", "n1-highcpu-16", "Machine of the Reduction Server.")
     reduction_server_image: str = setting("Machines", "us-docker.pkg.dev/vertex-ai-restricted/training/reductionserver:latest", "Image of the Reduction Server.")
-    boot_disk_type: str = setting("Machines", "pd-ssd", "Disk of each machine.")
-    boot_disk_size_gb: int = setting("Machines", 100, "Size of that disk, GB.", low=100, high=64000)
+    boot_disk_type: str | None = setting("Machines", None, "Disk of each machine, such as pd-ssd; what the service has for the machine when absent.")
+    boot_disk_size_gb: int | None = setting("Machines", None, "Size of that disk, GB; the service's default is 100.", low=100, high=64000)
 
     scheduling: str = setting("Scheduling", "standard", "standard; spot, which is cheaper and may be taken away; flex_start, which waits for GPUs.", choices=("standard", "spot", "flex_start"))
     max_wait_seconds: int | None = setting("Scheduling", None, "With flex_start: longest wait for machines, 0 for ever; the service's default is a day.", low=0, high=MOST_SECONDS)
@@ -114,11 +122,21 @@ class Order:
         )
 
     @property
+    def accelerators(self) -> int:
+        """Accelerators of each machine, where their type is given."""
+        if self.accelerator_type is None:
+            return 0
+        return self.accelerator_count or (HOST_CORES if self.on_tpu else 1)
+
+    @property
     def gpus(self) -> int:
         """GPUs of each machine."""
-        if self.on_tpu or self.accelerator_type is None:
-            return 0
-        return self.accelerator_count or 1
+        return 0 if self.on_tpu else self.accelerators
+
+    @property
+    def topology(self) -> str | None:
+        """Shape of the TPU slice: all chips of one host where it is not given."""
+        return self.tpu_topology or TOPOLOGIES.get(self.machine_type)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,13 @@ cloud.google.com/vertex-ai/docs/training.
 import math
 import re
 
-from deploy.order import Order
+from deploy.order import HOST_CORES, Order
 from trainer.config import Config
 
 WEEK_SECONDS = 7 * 24 * 3600
+MOUNTED = (
+    "(gs://|/gcs/)"  # What a container reads: a bucket, also as the service mounts it.
+)
 
 
 def check(order: Order, settings: Config) -> None:
@@ -100,6 +103,11 @@ def _check_machines(order: Order) -> None:
         raise ValueError(
             "machine_type must be one of TPU v5e or before: TensorFlow does not know v6e, "
             f"got {order.machine_type}"
+        )
+    if order.on_tpu and order.accelerators not in (0, HOST_CORES):
+        raise ValueError(
+            f"accelerator_count must be {HOST_CORES}, the cores of one TPU host: slices of "
+            f"several are not supported, got {order.accelerator_count}; leave it out"
         )
     chips = re.search(r"-(\d+)t$", order.machine_type)
     asked = math.prod(map(int, (order.tpu_topology or "1").split("x")))
@@ -210,16 +218,21 @@ def _check_places(settings: Config) -> None:
             "data_dir must be given after --, such as -- --data_dir=gs://BUCKET/tfds; "
             "the bundled sample is for --fast_dev_run only"
         )
-    for name in ("data_dir", "job_dir", "checkpoint_dir", "log_dir", "init_from"):
+    for name in ("job_dir", "checkpoint_dir", "log_dir"):
         value = getattr(settings, name)
-        if value is not None and not re.match("(gs://|/gcs/)[^/]", value):
+        if value is not None and not re.match("gs://[^/]", value):
             raise ValueError(
-                f"{name} must be on gs://, for a container sees nothing else and what "
-                f"it writes elsewhere is lost, got {value}"
+                f"{name} must be on gs://: what a container writes elsewhere is lost, or "
+                f"under /gcs/ not written whole, got {value}"
+            )
+    for name in ("data_dir", "init_from"):
+        value = getattr(settings, name)
+        if value is not None and not re.match(f"{MOUNTED}[^/]", value):
+            raise ValueError(
+                f"{name} must be on gs://, for a container sees nothing else, got {value}"
             )
     weights = settings.encoder_weights
-    places = ("gs://", "/gcs/")
-    if weights not in ("imagenet", "none") and not weights.startswith(places):
+    if weights not in ("imagenet", "none") and not re.match(MOUNTED, weights):
         raise ValueError(
             "encoder_weights must be imagenet, none or a file on gs://, for a container "
             f"sees nothing else, got {weights}"

@@ -69,6 +69,9 @@ def send(
         job = wait(services[region], job, asking.poll_seconds)
         if not (more and service.out_of_stock(job)):
             return job
+        if kind == service.TUNING and storage.begun(order):
+            command.note(f"{region} has no machines for more trials; these are kept")
+            return job
         command.note(f"{region} has no machines for it; on to the next region")
     raise AssertionError("the last region returns or raises")
 

@@ -90,7 +90,7 @@ def pools(order: Order, trainer_args: Sequence[str]) -> list[Request]:
     """Returns the worker pools: chief, further workers, Reduction Server."""
     worker = {
         "machineSpec": _machine(order),
-        "diskSpec": _disk(order),
+        **({"diskSpec": disk} if (disk := _disk(order)) else {}),
         **_program(order, trainer_args),
     }
     found = [{**worker, "replicaCount": 1}]
@@ -100,7 +100,6 @@ def pools(order: Order, trainer_args: Sequence[str]) -> list[Request]:
         server = {
             "machineSpec": {"machineType": order.reduction_server_machine_type},
             "replicaCount": order.reduction_servers,
-            "diskSpec": _disk(order),
             "containerSpec": {"imageUri": order.reduction_server_image},
         }
         found.append(server)
@@ -153,17 +152,18 @@ def _machine(order: Order) -> Request:
     machine: Request = {"machineType": order.machine_type}
     if order.accelerator_type:
         machine["acceleratorType"] = order.accelerator_type
-        machine["acceleratorCount"] = order.accelerator_count or 1
-    if order.tpu_topology:
-        machine["tpuTopology"] = order.tpu_topology
+        machine["acceleratorCount"] = order.accelerators
+    if order.topology:
+        machine["tpuTopology"] = order.topology
     return machine
 
 
 def _disk(order: Order) -> Request:
-    return {
+    disk = {
         "bootDiskType": order.boot_disk_type,
         "bootDiskSizeGb": order.boot_disk_size_gb,
     }
+    return {field: value for field, value in disk.items() if value is not None}
 
 
 def _program(order: Order, trainer_args: Sequence[str]) -> Request:

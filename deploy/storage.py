@@ -38,19 +38,25 @@ def check_new(order: Order) -> None:
     A search draws other settings each time: its trials would find the checkpoints of
     those before, and refuse them.
     """
+    if begun(order):
+        raise ValueError(
+            f"a search must begin in a new folder, got {spec.folder(order)} with files in "
+            "it; give another --job_name"
+        )
+
+
+def begun(order: Order) -> bool:
+    """Returns whether the job's folder holds something; False where nobody can see."""
     folder = spec.folder(order)
     try:
         with errors.in_one_line("looking"):
             client, bucket, name = _open(order, folder)
-            found = list(client.list_blobs(bucket, prefix=f"{name}/", max_results=1))
+            return bool(
+                list(client.list_blobs(bucket, prefix=f"{name}/", max_results=1))
+            )
     except command.Failure as error:
         command.note(f"could not see whether {folder} is empty, as it must be: {error}")
-        return
-    if found:
-        raise ValueError(
-            f"a search must begin in a new folder, got {folder} with files in it; give "
-            "another --job_name"
-        )
+        return False
 
 
 def _open(order: Order, uri: str) -> tuple[Any, str, str]:

@@ -45,7 +45,6 @@ def pool(count: int = 1, args: Any = TRAINER, **machine: Any) -> dict[str, Any]:
     return {
         "machineSpec": {"machineType": "n1-standard-8", **machine},
         "replicaCount": count,
-        "diskSpec": {"bootDiskType": "pd-ssd", "bootDiskSizeGb": 100},
         "containerSpec": {"imageUri": IMAGE, "args": args},
     }
 
@@ -114,10 +113,10 @@ A100: dict[str, Any] = dict(
 KEY = "projects/my-project/locations/us-central1/keyRings/ring/cryptoKeys/key"
 BOARD = "projects/123/locations/us-central1/tensorboards/456"
 ACCOUNT = "trainer@my-project.iam.gserviceaccount.com"
+DISK = {"diskSpec": {"bootDiskType": "hyperdisk-balanced"}}
 REDUCTION_SERVER = {
     "machineSpec": {"machineType": "n1-highcpu-16"},
     "replicaCount": 2,
-    "diskSpec": {"bootDiskType": "pd-ssd", "bootDiskSizeGb": 100},
     "containerSpec": {
         "imageUri": "us-docker.pkg.dev/vertex-ai-restricted/training/reductionserver:latest"
     },
@@ -137,12 +136,7 @@ ORDERS = {
     "eight gpus": custom(
         *("--machine_type=a2-highgpu-8g", "--accelerator_type=NVIDIA_TESLA_A100"),
         *("--accelerator_count=8", "--boot_disk_size_gb=500"),
-        pools=[
-            {
-                **pool(**A100),
-                "diskSpec": {"bootDiskType": "pd-ssd", "bootDiskSizeGb": 500},
-            }
-        ],
+        pools=[{**pool(**A100), "diskSpec": {"bootDiskSizeGb": 500}}],
     ),
     "four workers": custom(
         *("--num_workers=4", "--restart_job_on_worker_restart"),
@@ -151,11 +145,22 @@ ORDERS = {
     ),
     "reduction server": custom(
         *("--num_workers=3", "--accelerator_type=NVIDIA_L4", "--reduction_servers=2"),
-        pools=[pool(**L4), pool(2, **L4), REDUCTION_SERVER],
+        "--boot_disk_type=hyperdisk-balanced",  # Which the n1 of the others has not.
+        pools=[{**pool(**L4), **DISK}, {**pool(2, **L4), **DISK}, REDUCTION_SERVER],
     ),
     "tpu v5e": custom(
-        *("--machine_type=ct5lp-hightpu-4t", "--tpu_topology=2x2"),
+        "--machine_type=ct5lp-hightpu-4t",
         pools=[pool(machineType="ct5lp-hightpu-4t", tpuTopology="2x2")],
+    ),
+    "tpu v5e, two of four chips": custom(
+        *("--machine_type=ct5lp-hightpu-4t", "--tpu_topology=1x2"),
+        pools=[pool(machineType="ct5lp-hightpu-4t", tpuTopology="1x2")],
+    ),
+    "tpu v3": custom(
+        *("--machine_type=cloud-tpu", "--accelerator_type=TPU_V3"),
+        pools=[
+            pool(machineType="cloud-tpu", acceleratorType="TPU_V3", acceleratorCount=8)
+        ],
     ),
     "spot": custom(
         "--scheduling=spot", pools=[pool()], scheduling={"strategy": "SPOT"}

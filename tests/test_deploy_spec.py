@@ -146,6 +146,14 @@ REFUSALS = [
         None,
         "tpu_topology must fit one host",
     ),
+    (
+        [
+            *("--machine_type=cloud-tpu", "--accelerator_type=TPU_V3"),
+            "--accelerator_count=32",
+        ],
+        None,
+        "accelerator_count must be 8, the cores of one TPU host",
+    ),
     (["--package=dist/a.zip"], None, "package must be an sdist, NAME.tar.gz"),
     (["--package=no.tar.gz"], None, "package must be a file or on gs://"),
     (["--data_dir=gs://b/d"], None, "data_dir is a flag of the trainer: give it after"),
@@ -153,6 +161,8 @@ REFUSALS = [
     ([], [], "data_dir must be given after --"),
     ([], ["--data_dir=/home/me/tfds"], "data_dir must be on gs://"),
     ([], [*TRAINER, "--job_dir=runs/a"], "job_dir must be on gs://"),
+    ([], [*TRAINER, "--job_dir=/gcs/b/run"], "job_dir must be on gs://: what a"),
+    ([], [*TRAINER, "--log_dir=/gcs/b/logs"], "log_dir must be on gs://: what a"),
     ([], [*TRAINER, "--epoch=3"], "Unknown command line flag 'epoch'"),
     ([], [*TRAINER, "--epochs=-3"], "epochs must be at least 0, got -3"),
     ([], [*TRAINER, "--flagfile=flags"], "flagfile cannot be ordered"),

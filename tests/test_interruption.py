@@ -113,13 +113,7 @@ def metadata(monkeypatch):
         server.shutdown()
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("preempted", "TRUE"),
-        ("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE"),
-    ],
-)
+@pytest.mark.parametrize(("key", "value"), interruption.NOTICES.items())
 def test_what_the_metadata_server_announces_is_told_to_the_run(metadata, key, value):
     environ, said = metadata
     with interruption.listening(60, environ) as notice:
@@ -133,20 +127,21 @@ def test_what_the_metadata_server_announces_is_told_to_the_run(metadata, key, va
     assert (notice.reason, notice.code) == (f"{key} is {value}", 143)
 
 
-def test_maintenance_that_was_announced_before_the_run_is_waited_for(metadata):
+@pytest.mark.parametrize(("key", "value"), interruption.NOTICES.items())
+def test_what_was_announced_before_the_run_is_waited_for(metadata, key, value):
     environ, said = metadata
-    said["maintenance-event"] = "TERMINATE_ON_HOST_MAINTENANCE"
+    said[key] = value
     with interruption.listening(60, environ) as notice:
         notice.started(lambda: "")
         time.sleep(0.8)
         assert notice.reason is None  # Else a restart would leave again and again.
-        said["maintenance-event"] = "NONE"
+        said[key] = "NONE"
         time.sleep(0.8)
-        said["maintenance-event"] = "TERMINATE_ON_HOST_MAINTENANCE"
+        said[key] = value
         give_up = time.monotonic() + 10
         while notice.reason is None and time.monotonic() < give_up:
             time.sleep(0.01)
-    assert notice.reason == "maintenance-event is TERMINATE_ON_HOST_MAINTENANCE"
+    assert notice.reason == f"{key} is {value}"
 
 
 def test_off_google_cloud_nobody_is_asked_again(monkeypatch):

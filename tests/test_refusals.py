@@ -189,6 +189,8 @@ FLAGS = {
 
 # Given a data set of 8 training examples in 2 shards, {pets}, or {shapes}.
 DATA = {
+    "--checkpoint_dir=/gcs/bucket/run": "checkpoint_dir must not be a bucket mounted below "
+    "/gcs/, ..., got /gcs/bucket/run; give gs://bucket/run",
     "--data_dir={tmp}/none": "data_dir must be a directory, got {tmp}/none: there is "
     "none",
     "--data_dir={tmp}/file": "data_dir must be a directory, got {tmp}/file: there is a "

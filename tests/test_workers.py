@@ -95,7 +95,7 @@ def test_a_run_stopped_five_times_and_killed_once_ends_as_if_it_had_not_been(
         codes = cluster.end(processes)
         told = pathlib.Path(f"{log}-0").read_text().splitlines()[-1]
         if is_killed:
-            assert codes == [1, -signal.SIGKILL]
+            assert codes == [interruption.PREEMPTED, -signal.SIGKILL]
             assert "worker 1 is gone or gave no answer" in told
         else:
             assert codes == [interruption.PREEMPTED] * count
@@ -134,7 +134,7 @@ def test_a_worker_that_hangs_is_given_up_by_the_others(data_dir, tmp_path):
     try:
         until_step(tmp_path / "job", 4, processes)
         processes[1].send_signal(signal.SIGSTOP)
-        assert processes[0].wait(timeout=60) == 1
+        assert processes[0].wait(timeout=60) == interruption.PREEMPTED
     finally:
         for process in processes:
             process.kill()
@@ -157,7 +157,7 @@ def test_workers_that_never_come_are_waited_for_so_long_and_named(tmp_path):
             timeout=SECONDS,
             check=False,
         )
-        assert done.returncode == 1
+        assert done.returncode == interruption.PREEMPTED
         [line] = [x for x in done.stderr.splitlines() if x.startswith("segtrainer: ")]
         assert says in line
         assert not (tmp_path / "job").exists()
@@ -183,7 +183,7 @@ def test_a_worker_that_does_not_read_what_the_chief_writes_is_refused(
             )
         )
     says = [process.communicate(timeout=SECONDS)[1] for process in processes]
-    assert [process.returncode for process in processes] == [1, 2], says
+    assert [process.returncode for process in processes] == [143, 2], says
     assert (
         "job_dir must be one that all workers read, got job, where worker 1" in says[1]
     )

@@ -25,11 +25,7 @@ CODES = {signal.SIGTERM: PREEMPTED, signal.SIGINT: 130}
 # /compute/docs/gpus/gpu-host-maintenance: a machine with GPUs is told an hour before.
 METADATA = "http://{}/computeMetadata/v1/instance/{}"
 METADATA_HOST = "metadata.google.internal"
-MAINTENANCE = "maintenance-event"
-NOTICES = {
-    "preempted": ("TRUE",),
-    MAINTENANCE: ("TERMINATE_ON_HOST_MAINTENANCE",),
-}
+NOTICES = {"preempted": "TRUE", "maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE"}
 METADATA_SECONDS = 1.0  # Between questions, and for an answer.
 MOST_UNANSWERED = 6  # First questions.
 
@@ -157,14 +153,15 @@ def _ask_metadata(host: str, notice: Notice, ended: threading.Event) -> None:
     """Asks again and again whether this machine will be taken away.
 
     Off Google Cloud, where nobody answers the first questions, it asks no more. A run
-    that was started again on a machine whose maintenance is announced goes on until it
-    comes: it would leave at each start, for an hour.
+    that was started again on a machine whose end is announced goes on until that comes:
+    it would leave at each start, in an hour before maintenance or in the seconds before
+    preemption, and the service counts its starts.
     """
-    announced: bool | None = None  # Whether it was, since before the first question.
+    announced = dict.fromkeys(NOTICES, True)  # Since before the first question.
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     left: float = MOST_UNANSWERED
     while left > 0 and not ended.wait(METADATA_SECONDS):
-        for key, stopping in NOTICES.items():
+        for key, stop in NOTICES.items():
             asked = urllib.request.Request(
                 METADATA.format(host, key), headers={"Metadata-Flavor": "Google"}
             )
@@ -177,7 +174,6 @@ def _ask_metadata(host: str, notice: Notice, ended: threading.Event) -> None:
                 left -= 1
                 continue
             left = math.inf  # It is there; an outage later means nothing.
-            if key == MAINTENANCE:
-                announced = said in stopping and announced is not False
-            if said in stopping and not (key == MAINTENANCE and announced):
+            announced[key] &= said == stop
+            if said == stop and not announced[key]:
                 notice.tell(f"{key} is {said}")

@@ -26,6 +26,12 @@ def check(
     }
     if settings.export:
         written["export"] = directories.model
+    for setting, directory in written.items():
+        if directory.startswith("/gcs/"):
+            raise ValueError(
+                f"{setting} must not be a bucket mounted below /gcs/, where nothing is "
+                f"renamed whole, got {directory}; give gs://{directory[5:]}"
+            )
     read = {
         "data_dir": trained.data_dir(settings) or "",
         "init_from": settings.init_from or "",

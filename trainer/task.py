@@ -1,7 +1,8 @@
 """The entry point: flags and environment -> settings -> a run.
 
 Exit codes: 0 done; 2 refused before the first step; 1 stopped later, the last
-checkpoint kept; 143 or 130 told to stop, by SIGTERM or Ctrl-C, after saving.
+checkpoint kept; 143 or 130 told to stop, by SIGTERM or Ctrl-C, after saving; 143 also
+where another worker is gone, for the same command may start again.
 """
 
 import contextlib
@@ -83,9 +84,7 @@ def _run(args: Sequence[str], process_start: float, held: contextlib.ExitStack) 
     except Exception as error:
         if not terminal.expected(error):
             raise
-        # The others' end refuses nothing: the same command may start again.
-        lost = type(error).__name__ == "WorkerLost"
-        return terminal.stopped(FAILED if lost else REFUSED, terminal.one_line(error))
+        return terminal.stopped(_code(error, REFUSED), terminal.one_line(error))
     notice.started(lambda: telling.what_is_kept(run))
     try:
         with distribution.losses_told(size):
@@ -98,7 +97,8 @@ def _run(args: Sequence[str], process_start: float, held: contextlib.ExitStack) 
             raise
         again = not isinstance(error, FloatingPointError)  # It would only fail again.
         return terminal.stopped(
-            FAILED, f"{terminal.one_line(error)}; {telling.what_is_kept(run, again)}"
+            _code(error, FAILED),
+            f"{terminal.one_line(error)}; {telling.what_is_kept(run, again)}",
         )
     if writes:
         answer = telling.answer(run, result)
@@ -106,6 +106,16 @@ def _run(args: Sequence[str], process_start: float, held: contextlib.ExitStack) 
             terminal.structured("INFO", answer) if terminal.is_on_vertex() else answer
         )
     return 0
+
+
+def _code(error: Exception, otherwise: int) -> int:
+    """Returns the exit code that an error calls for.
+
+    Of a worker that lost another: that which Vertex AI starts again. A code of a common
+    error, such as 1, may end the whole job.
+    """
+    lost = type(error).__name__ == "WorkerLost"
+    return interruption.PREEMPTED if lost else otherwise
 
 
 def _settings(args: Sequence[str]) -> config.Config:
