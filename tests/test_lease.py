@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from trainer import lease
+from trainer import config, lease, places
 
 HOLDER = """
 import sys
@@ -75,6 +75,30 @@ def test_nothing_is_left_of_a_run_that_wrote_nothing(tmp_path):
     directory = tmp_path / "a" / "b"
     with lease.hold(str(directory), lease.this_process(None)):
         assert (directory / lease.NAME).exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoints_that_are_kept_elsewhere_are_of_one_run_at_a_time(tmp_path):
+    def places_of(name: str, checkpoints: str) -> config.Directories:
+        return config.Directories(
+            job=f"{tmp_path}/{name}",
+            checkpoints=f"{tmp_path}/{checkpoints}",
+            logs=f"{tmp_path}/{name}/logs",
+            model=f"{tmp_path}/{name}/export",
+        )
+
+    with places.hold_leases(places_of("a", "scratch"), None, 60):
+        with places.hold_leases(places_of("c", "c/checkpoints"), None, 60):
+            assert not (tmp_path / "c" / "checkpoints").exists()  # In its job_dir.
+        with (
+            pytest.raises(
+                ValueError, match="^checkpoint_dir must be written by one run"
+            ),
+            places.hold_leases(places_of("b", "scratch"), None, 60),
+        ):
+            pass
+        with places.hold_leases(places_of("b", "scratch"), None, 60, writes=False):
+            pass
     assert list(tmp_path.iterdir()) == []
 
 

@@ -27,6 +27,7 @@ from trainer import (
     standing,
     task,
     terminal,
+    trained,
 )
 from trainer.judge import Judge
 
@@ -454,3 +455,39 @@ def test_a_run_whose_best_checkpoint_is_damaged_finishes_with_the_last(
     assert f"Passed over for the last: {path} must fit its digest" in log
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["best"]["step"] == 6
+    # Which is what the commands that look at the run are given, too.
+    found = checkpoint.pointer(str(path.parent))
+    assert found == {"latest": "step-00000006", "best": "step-00000006"}
+    assert trained.load(str(tmp_path / "run")).validation == result["best"]
+
+
+def test_a_best_checkpoint_stays_while_one_that_needs_it_does(begun, tmp_path):
+    folder = tmp_path / "run" / "checkpoints"
+    settings = config.from_args(begun)
+    run = job.prepare(settings, config.directories(settings, {}))
+    found = {4: 0.5, 6: 0.4, 8: 0.6}
+    for step in (4, 6, 8):
+        run.state["step"] = step
+        run.state["evaluations"].append({"step": step, "val_mean_iou": found[step]})
+        saving.save(run)()
+    assert checkpoint.names(str(folder)) == [f"step-0000000{n}" for n in (8, 6, 4)]
+    cut_short(folder / "step-00000008.npz")
+    run = job.prepare(settings, config.directories(settings, {}))
+    assert (run.latest, run.damaged) == ("step-00000006", {"step-00000008"})
+    for step in (7, 9):
+        run.state["step"] = step
+        saving.save(run)()
+    at = checkpoint.pointer(str(folder))
+    assert at == {"latest": "step-00000009", "best": "step-00000004"}
+    checkpoint.load(str(folder), at["best"])
+    # The damaged one takes no good one's place among the two that stay.
+    assert checkpoint.names(str(folder)) == [f"step-0000000{n}" for n in (9, 7, 4)]
+
+
+def test_a_warm_up_as_long_as_the_run_is_told(begun, tmp_path, capfd):
+    args = [*begun, f"--job_dir={tmp_path}/new"]
+    assert task.main([*args, "--warmup_steps=4"]) == 0
+    log = capfd.readouterr().err
+    assert "never reaches 0.001: warmup_steps is 4, its steps are 4; give fewer" in log
+    assert task.main([*args, f"--job_dir={tmp_path}/newer", "--warmup_steps=3"]) == 0
+    assert "never reaches" not in capfd.readouterr().err

@@ -327,7 +327,7 @@ def test_the_lease_is_asked_before_the_page_is_written_and_again_before_the_resu
         monkeypatch.setattr(owner, name, lambda *a: order.append(as_name) or does(*a))
 
     lease = contextlib.nullcontext(lambda: order.append("lease"))
-    monkeypatch.setattr(places, "hold_lease", lambda *_: lease)
+    monkeypatch.setattr(places, "hold_leases", lambda *_: lease)
     told(train, "_peak_memory_bytes", "all is saved")
     told(ending, "write_page", "page")
     told(run_files, "write_result", "result")

@@ -676,6 +676,50 @@ def test_other_data_than_the_checkpoints_are_refused_with_both_counts(
     assert contents(tmp_path / "run") == before
 
 
+def test_data_made_anew_are_refused_though_they_are_as_many(
+    refused, begun: list[str], places: dict, tmp_path: pathlib.Path
+):
+    before = contents(tmp_path / "run")
+    shutil.copytree(places["pets"], tmp_path / "anew")
+    [path] = (tmp_path / "anew").rglob("dataset_info.json")
+    told = json.loads(path.read_text())
+    train, *_ = (split for split in told["splits"] if split["name"] == "train")
+    kept, train["numBytes"] = train["numBytes"], "1234"
+    path.write_text(json.dumps(told))
+    assert refused(*begun, f"--data_dir={tmp_path}/anew") == (
+        "the data must stay what step-00000002 was trained on, bytes in train and in "
+        f"validation [{kept}, {kept}], got [1234, 1234]; give another --job_dir for a new "
+        "run"
+    )
+    assert contents(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("class_names", ["disc", "ground"], "of the classes ['ground', 'disc'], got ["),
+        ("mask_offset", 1, "with a mask_offset of 0, got 1"),
+        ("ignore_id", 254, "with an ignore_id of 255, got 254"),
+    ],
+)
+def test_data_that_tell_other_masks_of_themselves_are_refused(
+    refused, shapes, tiny_unet, tmp_path: pathlib.Path, name, value, says
+):
+    data_dir = shapes()
+    [folder] = (pathlib.Path(data_dir) / "shapes").iterdir()
+    told = dict(image_feature="photo", mask_feature="labels", ignore_id=255)
+    told |= dict(class_names=["ground", "disc"], mask_offset=0)
+    where = folder / "metadata.json"
+    where.write_text(json.dumps({"segmentation": told}))
+    args = [*flags(data_dir, tmp_path / "run"), "--dataset=shapes"]
+    save_a_checkpoint(args)
+    where.write_text(json.dumps({"segmentation": told | {name: value}}))
+    before = contents(tmp_path / "run")
+    line = refused(*args)
+    assert f"the data must stay what step-00000002 was trained on, {says}" in line
+    assert contents(tmp_path / "run") == before
+
+
 def test_weights_of_another_model_are_refused(
     refused, begun: list[str], shapes, tmp_path: pathlib.Path
 ):

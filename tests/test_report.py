@@ -146,6 +146,19 @@ def test_a_run_leaves_the_events_of_another_in_its_log_dir_alone(tmp_path):
     assert events(tmp_path / "logs") == {("loss", 5): 2}
 
 
+def test_a_restart_doubles_no_event_where_its_job_dir_is_called_otherwise(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    made = dict(total_steps=9, global_batch_size=1, hp_metric=None, evaluations=[])
+    (tmp_path / "run").mkdir()
+    for job_dir, step in ((str(tmp_path / "run"), 0), ("run/", 2)):
+        run = report.Reporter(job_dir=job_dir, log_dir="logs", step=step, **made)
+        run.train({"step": 5, "loss": 1.0})
+        run.close()
+    assert events(tmp_path / "logs") == {("loss", 5): 1}
+
+
 def test_an_evaluation_that_no_checkpoint_knows_is_made_again(reporter, tmp_path):
     one = reporter()
     one.evaluation(evaluation(4, val_loss=0.5))

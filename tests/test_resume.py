@@ -4,6 +4,7 @@ import itertools
 import json
 import pathlib
 import random
+import socket
 import sys
 import time
 
@@ -122,16 +123,19 @@ def test_a_restart_in_an_epoch_goes_on_with_the_very_next_example(
     assert losses(tmp_path / "halves") == pytest.approx(losses(tmp_path / "whole"))
 
 
-def test_more_epochs_are_not_a_difference(command, tmp_path, capfd):
+def test_more_epochs_are_not_a_difference(command, tmp_path, capfd, monkeypatch):
     assert task.main(command("whole", "--epochs=2")) == 0
     assert task.main(command("halves", "--epochs=1")) == 0
     capfd.readouterr()
+    later = time.time() + 3600
+    monkeypatch.setattr(task, "_process_start", lambda: later)
     assert task.main(command("halves", "--epochs=2")) == 0
     assert "Going on from step-00000003" in capfd.readouterr().err
     assert list(losses(tmp_path / "halves")) == [1, 2, 3, 4, 5, 6]
     assert losses(tmp_path / "halves") == pytest.approx(losses(tmp_path / "whole"))
     result = json.loads((tmp_path / "halves" / "result.json").read_text())
     assert (result["step"], result["epoch"]) == (6, 2)
+    assert result["seconds_of"]["lost_to_restarts"] == 0  # The run had ended.
     # Only the picture of the end is in another place.
     doubled = {
         key: n for key, n in events(tmp_path / "halves" / "logs").items() if n > 1
@@ -208,13 +212,16 @@ def test_a_restart_whose_end_lies_behind_it_is_evaluated_and_ends(
 
 
 def test_a_run_that_is_done_says_so_and_leaves_its_files_alone(
-    command, tmp_path, capfd
+    command, tmp_path, capfd, monkeypatch
 ):
     args = command("run", "--total_steps=4", "--eval_every_steps=2")
     assert task.main(args) == 0
     first = capfd.readouterr().out
     before = ages(tmp_path / "run")
     assert len(before) > 6
+    monkeypatch.setattr(
+        socket, "gethostname", lambda: "another"
+    )  # Looked at from there.
     assert task.main(args) == 0
     out, err = capfd.readouterr()
     assert "This run is done: nothing left to train after step 4" in err

@@ -49,6 +49,24 @@ def test_the_model_is_that_of_the_step_asked_for(run, which, step):
     assert found.validation == {k: v for k, v in row.items() if k != "kind"}
 
 
+@pytest.mark.parametrize("error", [ValueError, tf.errors.NotFoundError])
+def test_a_run_that_saves_while_it_is_read_is_read_again(run, monkeypatch, error):
+    load, directory = checkpoint.load_judged, str(run / "checkpoints")
+
+    def while_it_saves(*args: str) -> checkpoint.Checkpoint:
+        monkeypatch.setattr(checkpoint, "load_judged", load)
+        name = "step-00000003"
+        checkpoint.move_pointer(directory, latest=name, best=name)
+        # The best of before is deleted by then.
+        raise error("gone") if error is ValueError else error(None, None, "gone")
+
+    monkeypatch.setattr(checkpoint, "load_judged", while_it_saves)
+    assert trained.load(str(run)).step == 3
+    (run / "checkpoints" / "step-00000003.npz").unlink()
+    with pytest.raises(ValueError, match="must have its data and digest, got one only"):
+        trained.load(str(run))
+
+
 @pytest.mark.parametrize(
     "about",
     [{}, {"settings": [1]}, {"settings": {"epochs": 1}}, {"program": "segtrainer"}],

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import keras
@@ -39,6 +39,7 @@ class Checkpoint:
     name: str
     arrays: dict[str, np.ndarray]  # Of each variable, by `named_variables`.
     state: dict[str, Any]  # JSON: what is not a variable; "step" among it.
+    passed_over: tuple[str, ...] = ()  # Newer ones that are damaged.
 
 
 def name_of(step: int) -> str:
@@ -272,7 +273,8 @@ def load_latest(directory: str) -> Checkpoint | None:
     passed_over = []
     for name in names(directory):
         try:
-            return load(directory, name)
+            saved = load(directory, name)
+            return dataclasses.replace(saved, passed_over=tuple(passed_over))
         except ValueError as error:
             logging.warning("Passed over: %s", error)
             passed_over.append(name)
@@ -284,21 +286,35 @@ def load_latest(directory: str) -> Checkpoint | None:
     return None
 
 
-def prune(directory: str, keep: int) -> None:
-    """Deletes all but the best, the latest and the `keep - 1` before it.
+def prune(
+    directory: str,
+    keep: int,
+    best_at: Callable[[str], str] = lambda name: name,
+    damaged: Collection[str] = (),
+) -> None:
+    """Deletes all but the best, the latest and the `keep - 1` before it, and their best.
 
     Those after the latest are left alone: they were passed over, not written by us.
+
+    Args:
+        directory: Where the checkpoints are.
+        keep: How many stay, the best apart.
+        best_at: Gives the best as it was when one was written: who goes on from that
+            one will need it.
+        damaged: Those that were passed over; they take no good one's place.
     """
     at = pointer(directory)
     written = [name for name in names(directory) if name <= at["latest"]]
-    # What a kill left without a digest takes no good one's place.
-    whole = [
+    # What a kill left without a digest takes none either.
+    kept = [
         name
         for name in written
-        if tf.io.gfile.exists(os.path.join(directory, f"{name}.npz.sha256"))
-    ]
+        if name not in damaged
+        and tf.io.gfile.exists(os.path.join(directory, f"{name}.npz.sha256"))
+    ][:keep]
+    kept += [at["best"], *map(best_at, kept)]
     for name in written:
-        if name not in (*whole[:keep], at["best"]):
+        if name not in kept:
             path = os.path.join(directory, f"{name}.npz")
             # The digest goes first: without it, what is left does not count.
             for file in (f"{path}.sha256", path):

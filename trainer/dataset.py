@@ -33,6 +33,7 @@ class Split:
     files: tuple[str, ...]
     file_lengths: tuple[int, ...]  # Examples in each file.
     ids: np.ndarray  # (n,) int64, ascending: those that belong to the split.
+    num_bytes: int  # Of all examples in the files; 0 where it is not told.
 
     @property
     def shard_lengths(self) -> list[int]:
@@ -270,7 +271,13 @@ def _split(info: tfds.core.DatasetInfo, setting: str, name: str) -> Split:
     for file in files:
         if os.path.basename(file) not in present:
             raise ValueError(f"{file} is missing; prepare or copy the data set again")
-    return Split(name, files, tuple(split.shard_lengths), np.arange(split.num_examples))
+    return Split(
+        name,
+        files,
+        tuple(split.shard_lengths),
+        np.arange(split.num_examples),
+        split.num_bytes,
+    )
 
 
 def _cut(split: Split, fraction: float) -> tuple[Split, Split]:

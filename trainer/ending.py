@@ -173,8 +173,12 @@ def _take_best(job: Job) -> dict[str, Any]:
         saved = checkpoint.load_judged(job.directories.checkpoints, name)
     except ValueError as error:  # The model still is that of the last step.
         logging.warning("Passed over for the last: %s", error)
-    if job.workers.totals(int(saved is None)) != [0]:
-        return job.state["evaluations"][-1]  # On all of them.
+    if job.workers.totals(int(saved is None)) != [0]:  # On all of them.
+        if job.workers.is_chief:  # Others read the model that is told of.
+            job.fence()
+            last = checkpoint.name_of(job.state["step"])
+            checkpoint.move_pointer(job.directories.checkpoints, latest=last, best=last)
+        return job.state["evaluations"][-1]
     assert saved is not None
     checkpoint.assign(saved.arrays, checkpoint.named_variables(job.model))
     return best

@@ -23,6 +23,12 @@ def remote(path: str) -> bool:
     return "://" in path
 
 
+def place(path: str) -> str:
+    """Returns a path as it is called from anywhere."""
+    path = path.rstrip("/")
+    return path if remote(path) else os.path.realpath(path)
+
+
 def make_directory(path: str) -> None:
     """Makes a directory and those above it; a store of objects needs none."""
     if not remote(path):

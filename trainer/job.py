@@ -48,6 +48,7 @@ class Job:
     total_steps: int
     state: dict[str, Any]  # JSON, saved with each checkpoint; see `new_state`.
     latest: str | None  # Name of the newest checkpoint: restored or written.
+    damaged: set[str]  # Names of those that were passed over, until written again.
     cloud_job_id: str | None
     in_trial: bool
     fence: Callable[[], None]  # Raises OSError where another run may write by now.
@@ -74,15 +75,21 @@ class Job:
         return named | {f"loss_scale/{v.name}": v for v in scale}
 
 
-def new_state(settings: config.Config, examples: list[int]) -> dict[str, Any]:
+def new_state(settings: config.Config, opened: dataset.Dataset) -> dict[str, Any]:
     """Returns the state of a run that has not made a step."""
+    train, val = opened.train, opened.val
     return {
         "step": 0,
         "settings": config.identity(settings),
-        "examples": examples,  # Of each shard of train, and of validation.
+        # Of each shard of train, and of validation.
+        "examples": [*train.shard_lengths, len(val.ids)],
+        "num_bytes": [train.num_bytes, val.num_bytes],
+        # As the settings say, or else the data set itself.
+        "class_names": list(opened.class_names),
+        "mask_offset": opened.mask_offset,
+        "ignore_id": opened.ignore_id,
         "batch_size": settings.batch_size,
         "global_batch_size": None,
-        "class_names": None,
         "learning_rate": None,  # As scaled when the run began.
         "job_dir": None,
         "class_weights": None,  # As counted when the run began, if they are.
@@ -156,7 +163,7 @@ def prepare(
             f"{failed['reason']}; submit a new job to go on from the last checkpoint"
         )
     opened = _open(settings)
-    state = new_state(settings, [*opened.train.shard_lengths, len(opened.val.ids)])
+    state = new_state(settings, opened)
     saved = checkpoint.load_latest(directories.checkpoints)
     if saved is not None:
         same_run.check_place(directories, saved)
@@ -240,12 +247,12 @@ def prepare(
         total_steps=total_steps,
         state=state,
         latest=saved.name if saved else None,
+        damaged=set(saved.passed_over if saved else ()),
         cloud_job_id=cloud_job_id,
         in_trial=in_trial,
         fence=fence,
     )
     job.state["global_batch_size"] = global_batch_size
-    job.state["class_names"] = list(opened.class_names)
     job.state["job_dir"] = same_run.place(directories)
     if saved is not None:
         checkpoint.assign(saved.arrays, job.variables)

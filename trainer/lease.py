@@ -67,24 +67,27 @@ def same_run(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
     return _started(theirs.get("pid", 0)) != theirs.get("started")
 
 
-def refusal(directory: str, holder: dict[str, Any]) -> ValueError:
-    """Returns the error of one who finds the lease held."""
+def refusal(setting: str, directory: str, holder: dict[str, Any]) -> ValueError:
+    """Returns the error of one who finds the lease held on what a setting names."""
     who = holder.get("job_id") or f"process {holder.get('pid', 'unknown')}"
     return ValueError(
-        f"job_dir must be written by one run at a time, got {directory}, which {who} on "
-        f"{holder.get('host', 'another host')} writes to; stop that one or give another "
-        "--job_dir"
+        f"{setting} must be written by one run at a time, got {directory}, which {who} "
+        f"on {holder.get('host', 'another host')} writes to; stop that one or give "
+        f"another --{setting}"
     )
 
 
 @contextlib.contextmanager
-def hold(directory: str, owner: dict[str, Any]) -> Iterator[Callable[[], None]]:
+def hold(
+    directory: str, owner: dict[str, Any], setting: str = "job_dir"
+) -> Iterator[Callable[[], None]]:
     """Holds the lease on a local directory; it is never lost, which what it gives says.
 
     Args:
-        directory: The job_dir; made where it is not there, and removed in the end where
-            nothing was written to it.
+        directory: Made where it is not there, and removed in the end where nothing was
+            written to it.
         owner: Who we are, of `this_process`.
+        setting: What names the directory, for a message.
 
     Raises:
         ValueError: If another process holds it, or it cannot be written there.
@@ -93,13 +96,14 @@ def hold(directory: str, owner: dict[str, Any]) -> Iterator[Callable[[], None]]:
     try:
         try:
             made += _make_directories(directory)
-            file = _locked(directory)
+            file = _locked(setting, directory)
             if file is not None:
                 os.ftruncate(file, 0)
                 os.write(file, json.dumps(owner).encode())
         except OSError as error:
             raise ValueError(
-                f"job_dir must be a place to write to, got {directory}: {error.strerror}"
+                f"{setting} must be a place to write to, got {directory}: "
+                f"{error.strerror}"
             ) from None
         try:
             yield lambda: None
@@ -116,7 +120,7 @@ def hold(directory: str, owner: dict[str, Any]) -> Iterator[Callable[[], None]]:
                 os.rmdir(name)
 
 
-def _locked(directory: str) -> int | None:
+def _locked(setting: str, directory: str) -> int | None:
     """Returns the file of the lease, open and locked; none where there are no locks."""
     path = os.path.join(directory, NAME)
     while True:
@@ -125,7 +129,7 @@ def _locked(directory: str) -> int | None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             with open(file, encoding="utf-8") as held:
-                raise refusal(directory, parsed(held.read())) from None
+                raise refusal(setting, directory, parsed(held.read())) from None
         except OSError as error:
             os.close(file)
             if error.errno not in NO_LOCKS:

@@ -29,20 +29,21 @@ POLL_SECONDS = 1.0
 
 @contextlib.contextmanager
 def hold(
-    directory: str, owner: dict[str, Any], seconds: float
+    directory: str, owner: dict[str, Any], seconds: float, setting: str = "job_dir"
 ) -> Iterator[Callable[[], None]]:
     """Holds the lease on a directory; gives what raises OSError when it is lost.
 
     Args:
-        directory: The job_dir.
+        directory: A gs:// path.
         owner: Who we are, of `lease.this_process`.
         seconds: Time without renewal after which the lease is anybody's.
+        setting: What names the directory, for a message.
 
     Raises:
         ValueError: If another run holds it; after waiting for `seconds`.
         OSError: If it cannot be read or written.
     """
-    held, ended = _Lease(directory, owner, seconds), threading.Event()
+    held, ended = _Lease(directory, owner, seconds, setting), threading.Event()
     held.take()
     renewing = threading.Thread(
         target=held.renew_until, args=(ended,), name="lease", daemon=True
@@ -59,7 +60,10 @@ def hold(
 class _Lease:
     """The lease as an object; `generation` is that of our last write of it."""
 
-    def __init__(self, directory: str, owner: dict[str, Any], seconds: float) -> None:
+    def __init__(
+        self, directory: str, owner: dict[str, Any], seconds: float, setting: str
+    ) -> None:
+        self._setting = setting
         self._directory, self._owner, self._seconds = directory, owner, seconds
         name, _, path = directory.removeprefix("gs://").partition("/")
         self._bucket = bucket.client().bucket(name)
@@ -71,7 +75,9 @@ class _Lease:
     def check(self) -> None:
         """Raises OSError if another run may write by now, or soon."""
         if self._taken_by is not None:
-            raise OSError(str(lease.refusal(self._directory, self._taken_by)))
+            raise OSError(
+                str(lease.refusal(self._setting, self._directory, self._taken_by))
+            )
         age = _now() - self._renewed
         if age > self._seconds * (1 - 1 / RENEWALS):
             raise OSError(
@@ -91,12 +97,15 @@ class _Lease:
                 if self._write(generation):
                     return
             elif _now() >= refuse_at:
-                raise lease.refusal(self._directory, holder)
+                raise lease.refusal(self._setting, self._directory, holder)
             elif not told:
                 told = True
                 logging.info(
                     "Waiting up to %.0f seconds: %s",
-                    *(self._seconds, lease.refusal(self._directory, holder)),
+                    *(
+                        self._seconds,
+                        lease.refusal(self._setting, self._directory, holder),
+                    ),
                 )
             time.sleep(POLL_SECONDS)
 

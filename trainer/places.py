@@ -1,7 +1,7 @@
-"""The places of a run: that it can read and write there, the lease on its job_dir."""
+"""The places of a run: that it can read and write there, the leases on them."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from trainer import config, dataset, files, lease, placing, run_files, trained
 
@@ -58,27 +58,54 @@ def check(
         placing.check("export", directories.model)
 
 
-def hold_lease(
-    directory: str, job_id: str | None, seconds: float, writes: bool = True
-) -> contextlib.AbstractContextManager[Callable[[], None]]:
-    """Returns the lease on a job_dir; it gives what raises OSError when it is lost.
+@contextlib.contextmanager
+def hold_leases(
+    directories: config.Directories,
+    job_id: str | None,
+    seconds: float,
+    writes: bool = True,
+) -> Iterator[Callable[[], None]]:
+    """Holds the lease on a job_dir, and on checkpoints that are kept elsewhere.
+
+    Gives what raises OSError when one is lost.
 
     Args:
-        directory: The job_dir.
+        directories: Where the run writes.
         job_id: Id of the cloud job that this process belongs to.
         seconds: Time without renewal after which one on gs:// is anybody's.
         writes: Whether this process does; one that does not needs none.
+
+    Raises:
+        ValueError: If another run holds one.
     """
-    if not writes:
-        return contextlib.nullcontext(lambda: None)
+    asked = {"job_dir": directories.job}
+    if not f"{directories.checkpoints}/".startswith(f"{directories.job.rstrip('/')}/"):
+        asked["checkpoint_dir"] = directories.checkpoints
+    with contextlib.ExitStack() as held:
+        checks = [
+            held.enter_context(_lease(setting, directory, job_id, seconds))
+            for setting, directory in asked.items()
+            if writes
+        ]
+
+        def check() -> None:
+            for each in checks:
+                each()
+
+        yield check
+
+
+def _lease(
+    setting: str, directory: str, job_id: str | None, seconds: float
+) -> contextlib.AbstractContextManager[Callable[[], None]]:
     owner = lease.this_process(job_id)
     if directory.startswith("gs://"):
         from trainer import lease_gcs
 
-        return lease_gcs.hold(directory, owner, seconds)
+        return lease_gcs.hold(directory, owner, seconds, setting)
     if files.remote(directory):
         return contextlib.nullcontext(lambda: None)
-    return lease.hold(directory, owner)
+    return lease.hold(directory, owner, setting)
 
 
 def _is_to_download(settings: config.Config) -> bool:

@@ -74,7 +74,8 @@ class Reporter:
             return at <= step and not tags & again and not undone
 
         # Other runs may write to the same log_dir.
-        suffix = f".{hashlib.sha256(job_dir.encode()).hexdigest()[:8]}.v2"
+        ours = hashlib.sha256(files.place(job_dir).encode()).hexdigest()
+        suffix = f".{ours[:8]}.v2"
         fence()
         events.trim(log_dir, suffix, keeps)
         self._events = events.Events(log_dir, suffix)

@@ -87,8 +87,9 @@ def write_config(job_dir: str, settings: dict[str, Any], **about: Any) -> None:
     path = os.path.join(job_dir, "config.json")
     try:
         files.make_directory(job_dir)
-        # A run that is done is left as it is.
-        if files.read_json(path) != json.loads(json.dumps(config)):
+        # A run that is done is left as it is, from wherever it is looked at.
+        same = files.read_json(path).get("settings") == json.loads(json.dumps(settings))
+        if not (same and read_result(job_dir)):
             files.write_json(path, config)
     except (tf.errors.OpError, OSError) as error:
         reason = str(getattr(error, "message", error)).splitlines()[0]

@@ -9,11 +9,19 @@ import tensorflow as tf
 
 from trainer import checkpoint, config, distribution, files, run_files
 
+# What is known of a data set without reading it, and what it is called.
+DATA = {
+    "examples": "examples in the shards of train and in validation",
+    "class_names": "of the classes",
+    "mask_offset": "with a mask_offset of",
+    "ignore_id": "with an ignore_id of",
+    "num_bytes": "bytes in train and in validation",
+}
+
 
 def place(directories: config.Directories) -> str:
     """Returns the job_dir as it is called from anywhere."""
-    job_dir = directories.job.rstrip("/")
-    return job_dir if files.remote(job_dir) else os.path.realpath(job_dir)
+    return files.place(directories.job)
 
 
 def check_place(directories: config.Directories, saved: checkpoint.Checkpoint) -> None:
@@ -58,12 +66,13 @@ def check_settings(state: dict[str, Any], saved: checkpoint.Checkpoint) -> None:
                 f"{name} must stay {theirs.get(name)!r} to go on from {saved.name}, got "
                 f"{ours.get(name)!r}; give another --job_dir for a new run"
             )
-    if state["examples"] != saved.state["examples"]:
-        raise ValueError(
-            f"the data must stay what {saved.name} was trained on, "
-            f"{saved.state['examples']} examples in the shards of train and in "
-            f"validation, got {state['examples']}; give another --job_dir for a new run"
-        )
+    for name, what in DATA.items():
+        # One that came after the checkpoint was not looked at.
+        if (theirs := saved.state.get(name, state[name])) != state[name]:
+            raise ValueError(
+                f"the data must stay what {saved.name} was trained on, {what} {theirs}, "
+                f"got {state[name]}; give another --job_dir for a new run"
+            )
 
 
 def global_batch(
@@ -108,7 +117,7 @@ def check_on_all(
     """Raises ValueError if this worker was not given what the chief was."""
     shared = config.to_dict(settings)
     del shared["data_dir"]  # May be another place on each machine, with the same data.
-    told = json.dumps([shared, state["examples"]], sort_keys=True)
+    told = json.dumps([shared, *(state[name] for name in DATA)], sort_keys=True)
     if not _as_on_the_chief(workers, told.encode()):
         raise ValueError(
             "all workers must be given the same flags and data, got worker "

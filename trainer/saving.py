@@ -21,6 +21,7 @@ def save(job: Job) -> Callable[[], None]:
         FloatingPointError: If a variable is not finite.
     """
     directory, keep = job.directories.checkpoints, job.settings.keep_checkpoints
+    metric = job.settings.best_metric
     job.state["time_saved"] = time.time()
     arrays, state = checkpoint.values(job.variables), copy.deepcopy(job.state)
     for name, array in arrays.items():
@@ -30,13 +31,22 @@ def save(job: Job) -> Callable[[], None]:
             )
     move_pointer = point(job)
 
+    def best_at(name: str) -> str:
+        done = [
+            e for e in state["evaluations"] if checkpoint.name_of(e["step"]) <= name
+        ]
+        return (
+            checkpoint.name_of(standing.best_of(done, metric)["step"]) if done else name
+        )
+
     def write() -> None:
         latest = checkpoint.save(directory, arrays, state, job.fence)
+        job.damaged.discard(latest)
         job.fence()  # Each of them may take long.
         move_pointer()
         job.latest = latest
         job.fence()
-        checkpoint.prune(directory, keep)
+        checkpoint.prune(directory, keep, best_at, job.damaged)
 
     return write
 

@@ -8,12 +8,14 @@ from trainer.job import Job
 
 def best(job: Job) -> dict[str, Any]:
     """Returns the evaluation with the best `best_metric`, the first of equals."""
-    name = job.settings.best_metric
-    sign = -1 if name == "val_loss" else 1
-    valued = [e for e in job.state["evaluations"] if e[name] is not None]
-    return max(
-        valued or job.state["evaluations"][-1:], key=lambda e: sign * (e[name] or 0)
-    )
+    return best_of(job.state["evaluations"], job.settings.best_metric)
+
+
+def best_of(evaluations: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """Returns the best of one or more evaluations by a metric, the first of equals."""
+    sign = -1 if metric == "val_loss" else 1
+    valued = [e for e in evaluations if e[metric] is not None]
+    return max(valued or evaluations[-1:], key=lambda e: sign * (e[metric] or 0))
 
 
 def stop_reason(job: Job) -> str | None:

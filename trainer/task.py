@@ -62,10 +62,10 @@ def _run(args: Sequence[str], process_start: float, held: contextlib.ExitStack) 
             cluster = read_cluster(os.environ)
             writes = cluster is None or cluster.index == 0
             places.check(settings, directories, writes)
-            lease = places.hold_lease(
-                directories.job, job_id, settings.lease_seconds, writes
+            leases = places.hold_leases(
+                directories, job_id, settings.lease_seconds, writes
             )
-            fence = held.enter_context(lease)
+            fence = held.enter_context(leases)
             size = cluster.size if cluster else 1
             with distribution.losses_told(size):
                 run = job.prepare(

@@ -38,6 +38,13 @@ def say_what_starts(job: Job) -> None:
         *(job.total_steps, job.global_batch_size, shared if replicas > 1 else ""),
         *(job.steps_per_epoch, job.state["learning_rate"], job.directories.job),
     )
+    if job.settings.warmup_steps >= job.total_steps:
+        logging.warning(
+            "The learning rate rises over all of the run and never reaches %g: "
+            "warmup_steps is %d, its steps are %d; give fewer --warmup_steps, or train "
+            "for longer",
+            *(job.state["learning_rate"], job.settings.warmup_steps, job.total_steps),
+        )
     if workers.count > 1:
         logging.info("%d workers, of which this is the chief", workers.count)
         times = order.times_read(

@@ -85,6 +85,8 @@ def train_and_evaluate(
         if job.in_trial and job.workers.is_chief:
             report.Tuner(job.settings.hp_metric).tell_all(job.state["evaluations"])
         return done_before
+    if done_before.get("step") == job.state["step"]:
+        job.state["time_saved"] = None  # It had ended: nothing was lost since.
     telling.say_what_starts(job)
     with contextlib.ExitStack() as held:
         reporter, saver = None, held.enter_context(Saver(job.fence))

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from trainer import checkpoint, config, dataset, files, model, run_files
 
@@ -94,13 +95,19 @@ def load(job_dir: str, which: str = "best") -> Trained:
         )
     settings = config.from_dict(written["settings"])
     directory = settings.checkpoint_dir or os.path.join(job_dir, "checkpoints")
-    name = checkpoint.pointer(directory).get(which)
-    if name is None:
+    while (name := checkpoint.pointer(directory).get(which)) is not None:
+        try:
+            saved = checkpoint.load_judged(directory, name)
+            break
+        except (ValueError, tf.errors.NotFoundError):
+            if checkpoint.pointer(directory).get(which) == name:
+                raise
+            # The run has saved meanwhile, and deleted what was read.
+    else:
         raise ValueError(
             f"job_dir must hold a checkpoint, got {job_dir}, whose {directory} has none "
             "yet; wait for the first evaluation, or go on with the run"
         )
-    saved = checkpoint.load_judged(directory, name)
     names = tuple(saved.state["class_names"])
     unet = build(settings, len(names))
     checkpoint.assign(saved.arrays, checkpoint.named_variables(unet))
