@@ -137,10 +137,10 @@ class Config:
         objective.check(
             self.loss, self.focal_gamma, self.label_smoothing, self.class_weights
         )
-        if self.epochs == 0 or self.learning_rate == 0:
-            name = "epochs" if self.epochs == 0 else "learning_rate"
-            raise ValueError(f"{name} must be more than 0, got 0; leave it out")
-        for name in ("clip_norm", "max_minutes", "encoder_learning_rate"):
+        for name in (
+            *("epochs", "learning_rate", "encoder_learning_rate"),
+            *("clip_norm", "max_minutes"),
+        ):
             if getattr(self, name) == 0:
                 raise ValueError(f"{name} must be more than 0, got 0; leave it out")
         if self.try_gcs and self.data_dir is not None:
@@ -181,25 +181,20 @@ class Config:
                 "train_encoder_batch_norm needs an encoder with BatchNorm, got "
                 f"{self.encoder}; leave it out"
             )
-        if self.train_encoder_batch_norm and not self.train_encoder:
-            raise ValueError(
-                "train_encoder_batch_norm needs train_encoder, got it alone; add "
-                "--train_encoder"
-            )
         if self.train_encoder_from not in (1, *encoders.STRIDES, 32):
             raise ValueError(
                 "train_encoder_from must be 1, 2, 4, 8, 16 or 32, a stride of the encoder, "
                 f"got {self.train_encoder_from}"
             )
-        if self.train_encoder_from != 1 and not self.train_encoder:
-            raise ValueError(
-                "train_encoder_from needs train_encoder, got it alone; add --train_encoder"
-            )
-        if self.encoder_learning_rate is not None and not self.train_encoder:
-            raise ValueError(
-                "encoder_learning_rate needs train_encoder, got it alone; add "
-                "--train_encoder"
-            )
+        for name, alone in (
+            ("train_encoder_batch_norm", self.train_encoder_batch_norm),
+            ("train_encoder_from", self.train_encoder_from != 1),
+            ("encoder_learning_rate", self.encoder_learning_rate is not None),
+        ):
+            if alone and not self.train_encoder:
+                raise ValueError(
+                    f"{name} needs train_encoder, got it alone; add --train_encoder"
+                )
         if self.weight_decay and self.optimizer != "adamw":
             raise ValueError(
                 f"weight_decay needs optimizer adamw, got {self.optimizer}; add "
