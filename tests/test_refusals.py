@@ -687,9 +687,8 @@ def test_data_made_anew_are_refused_though_they_are_as_many(
     kept, train["numBytes"] = train["numBytes"], "1234"
     path.write_text(json.dumps(told))
     assert refused(*begun, f"--data_dir={tmp_path}/anew") == (
-        "the data must stay what step-00000002 was trained on, bytes in train and in "
-        f"validation [{kept}, {kept}], got [1234, 1234]; give another --job_dir for a new "
-        "run"
+        f"the data must stay what step-00000002 was trained on, [{kept}, {kept}] bytes in "
+        "train and in validation, got [1234, 1234]; give another --job_dir for a new run"
     )
     assert contents(tmp_path / "run") == before
 

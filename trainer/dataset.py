@@ -276,7 +276,7 @@ def _split(info: tfds.core.DatasetInfo, setting: str, name: str) -> Split:
         files,
         tuple(split.shard_lengths),
         np.arange(split.num_examples),
-        split.num_bytes,
+        int(split.num_bytes),
     )
 
 

@@ -11,11 +11,11 @@ from trainer import checkpoint, config, distribution, files, run_files
 
 # What is known of a data set without reading it, and what it is called.
 DATA = {
-    "examples": "examples in the shards of train and in validation",
-    "class_names": "of the classes",
-    "mask_offset": "with a mask_offset of",
-    "ignore_id": "with an ignore_id of",
-    "num_bytes": "bytes in train and in validation",
+    "examples": "{} examples in the shards of train and in validation",
+    "class_names": "of the classes {}",
+    "mask_offset": "with a mask_offset of {}",
+    "ignore_id": "with an ignore_id of {}",
+    "num_bytes": "{} bytes in train and in validation",
 }
 
 
@@ -70,8 +70,9 @@ def check_settings(state: dict[str, Any], saved: checkpoint.Checkpoint) -> None:
         # One that came after the checkpoint was not looked at.
         if (theirs := saved.state.get(name, state[name])) != state[name]:
             raise ValueError(
-                f"the data must stay what {saved.name} was trained on, {what} {theirs}, "
-                f"got {state[name]}; give another --job_dir for a new run"
+                f"the data must stay what {saved.name} was trained on, "
+                f"{what.format(theirs)}, got {state[name]}; give another --job_dir for a "
+                "new run"
             )
 
 
