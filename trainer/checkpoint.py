@@ -270,7 +270,7 @@ def load_latest(directory: str) -> Checkpoint | None:
     Raises:
         ValueError: If the pointer says that there are some, and none is whole.
     """
-    passed_over = []
+    passed_over: list[str] = []
     for name in names(directory):
         try:
             saved = load(directory, name)
