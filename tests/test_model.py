@@ -177,12 +177,16 @@ def test_sums_are_exact_but_on_a_tpu(monkeypatch):
     assert not sums.exact()
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_gradient_of_a_kernel_by_a_product_is_that_of_the_convolution(dtype):
+def test_the_gradient_of_a_kernel_by_a_product_is_that_of_the_convolution(
+    dtype, compiled
+):
     rng = np.random.default_rng(0)
     x = tf.cast(rng.standard_normal((2, 3, 5, 4)), dtype)  # Neither square nor even.
     dy = tf.cast(rng.standard_normal((2, 6, 10, 7)), dtype)
-    found = up_conv._as_product(dy, x)
+    by_product = tf.function(up_conv._as_product, jit_compile=compiled)
+    found = by_product(dy, x)
     assert found.dtype == dtype
 
     def convolved(dtype):

@@ -3,6 +3,7 @@
 Letters: N examples on one replica, S side in pixels, C classes.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
@@ -13,6 +14,7 @@ IGNORED = 255  # The mask value of a pixel that is not counted.
 CROSS_ENTROPY = {"cross_entropy": 1.0}
 # Of 1 less a probability, in focal loss: at 0 its powers below 1 have no gradient.
 LEAST_DOUBT = 1e-7
+FEW = 4  # Classes; of more TensorFlow's own log-softmax is faster on a CPU, too.
 BINS = 1024  # Of Lovasz-softmax's errors, which are in 0..1.
 # Of each class, (C,), from sums over pixels: of probability x truth, of either alone.
 OVERLAPS: dict[str, Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]] = {
@@ -267,7 +269,27 @@ def _compared(logits: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]
     # less than half as long on a CPU as
     # tf.nn.sparse_softmax_cross_entropy_with_logits.
     truth = tf.one_hot(mask, logits.shape[-1])
-    return truth, tf.nn.log_softmax(tf.cast(logits, tf.float32))
+    logits = tf.cast(logits, tf.float32)
+    few = sums.on_cpu() and logits.shape[-1] <= FEW
+    return truth, _log_softmax(logits) if few else tf.nn.log_softmax(logits)
+
+
+@tf.custom_gradient
+def _log_softmax(logits: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """Returns the log-probability of each class, (N, S, S, C), class by class.
+
+    TensorFlow's takes a pixel's few classes one after the other: 1.6 times as long for 3.
+    """
+    classes = tf.unstack(logits, axis=-1)
+    most = functools.reduce(tf.maximum, classes)
+    total = tf.add_n([tf.exp(each - most) for each in classes])
+    found = logits - (most + tf.math.log(total))[..., tf.newaxis]
+
+    def gradient(dy: tf.Tensor) -> tf.Tensor:
+        total = tf.add_n(tf.unstack(dy, axis=-1))[..., tf.newaxis]
+        return dy - tf.exp(found) * total
+
+    return found, gradient
 
 
 def _counted(mask: tf.Tensor) -> tf.Tensor:

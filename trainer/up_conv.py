@@ -200,10 +200,16 @@ def _as_product(dy: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """
     _, height, width, channels = x.shape
     filters = dy.shape[-1]
-    # What is beyond the last row or column is 0, the pixel behind the last.
-    pixels = tf.reshape(dy, (-1, 4 * height * width, filters))
-    pixels = tf.pad(pixels, ((0, 0), (0, 1), (0, 0)))
-    met = tf.gather(pixels, _met(height, width), axis=1)
+    of_image = tf.range(tf.shape(x)[0])[:, tf.newaxis] * (4 * height * width)
+    pixel = _met(height, width)
+    index = tf.where(pixel < 0, -1, of_image + pixel)
+    # Nothing is copied first for the zeros beyond the last row and column: there is no
+    # pixel -1, which counts as one.
+    met = tf.gather_nd(
+        tf.reshape(dy, (-1, filters)),
+        tf.reshape(index, (-1, 1)),
+        bad_indices_policy="IGNORE",
+    )
     met = tf.reshape(met, (-1, 9 * filters))
     product = tf.matmul(met, tf.reshape(x, (-1, channels)), transpose_a=True)
     return tf.reshape(product, (3, 3, filters, channels))
@@ -212,12 +218,12 @@ def _as_product(dy: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
 def _met(height: int, width: int) -> np.ndarray:
     """Returns which pixel of (2H, 2W) each of (H, W) meets by each tap: (H W 9,) int32.
 
-    In the order of rows, columns, the kernel's rows and columns; 4 H W for none.
+    In the order of rows, columns, the kernel's rows and columns; -1 for none.
     """
     row = 2 * np.arange(height)[:, None, None, None] + np.arange(3)[:, None]
     column = 2 * np.arange(width)[:, None, None] + np.arange(3)
     inside = (row < 2 * height) & (column < 2 * width)
-    pixel = np.where(inside, row * 2 * width + column, 4 * height * width)
+    pixel = np.where(inside, row * 2 * width + column, -1)
     return pixel.astype(np.int32).ravel()
 
 
