@@ -16,6 +16,7 @@ MAX_ARGS_CHARACTERS = 100_000
 # Of TPU v2 and v3: cores of one host, by which the service counts them. Of v5e: all chips.
 # Source: cloud.google.com/vertex-ai/docs/training/training-with-tpu-vm, tpu/docs/v5e.
 HOST_CORES = 8
+COUNTED_IN_CORES = ("TPU_V2", "TPU_V3")
 TOPOLOGIES = {
     "ct5lp-hightpu-1t": "1x1",
     "ct5lp-hightpu-4t": "2x2",
@@ -126,7 +127,8 @@ class Order:
         """Accelerators of each machine, where their type is given."""
         if self.accelerator_type is None:
             return 0
-        return self.accelerator_count or (HOST_CORES if self.on_tpu else 1)
+        in_cores = self.accelerator_type in COUNTED_IN_CORES
+        return self.accelerator_count or (HOST_CORES if in_cores else 1)
 
     @property
     def gpus(self) -> int:

@@ -10,7 +10,7 @@ cloud.google.com/vertex-ai/docs/training.
 import math
 import re
 
-from deploy.order import HOST_CORES, Order
+from deploy.order import COUNTED_IN_CORES, HOST_CORES, Order
 from trainer.config import Config
 
 WEEK_SECONDS = 7 * 24 * 3600
@@ -104,7 +104,8 @@ def _check_machines(order: Order) -> None:
             "machine_type must be one of TPU v5e or before: TensorFlow does not know v6e, "
             f"got {order.machine_type}"
         )
-    if order.on_tpu and order.accelerators not in (0, HOST_CORES):
+    in_cores = order.accelerator_type in COUNTED_IN_CORES
+    if in_cores and order.accelerators != HOST_CORES:
         raise ValueError(
             f"accelerator_count must be {HOST_CORES}, the cores of one TPU host: slices of "
             f"several are not supported, got {order.accelerator_count}; leave it out"

@@ -156,6 +156,18 @@ ORDERS = {
         *("--machine_type=ct5lp-hightpu-4t", "--tpu_topology=1x2"),
         pools=[pool(machineType="ct5lp-hightpu-4t", tpuTopology="1x2")],
     ),
+    "tpu v5e by its accelerator": custom(
+        *("--machine_type=ct5lp-hightpu-4t", "--accelerator_type=TPU_V5_LITEPOD"),
+        "--accelerator_count=4",
+        pools=[
+            pool(
+                machineType="ct5lp-hightpu-4t",
+                tpuTopology="2x2",
+                acceleratorType="TPU_V5_LITEPOD",
+                acceleratorCount=4,
+            )
+        ],
+    ),
     "tpu v3": custom(
         *("--machine_type=cloud-tpu", "--accelerator_type=TPU_V3"),
         pools=[

@@ -99,6 +99,17 @@ def test_checkpoints_that_are_kept_elsewhere_are_of_one_run_at_a_time(tmp_path):
             pass
         with places.hold_leases(places_of("b", "scratch"), None, 60, writes=False):
             pass
+    # Those of a run that keeps them in its job_dir are held with that.
+    with (
+        places.hold_leases(places_of("a", "s/checkpoints"), None, 60),
+        pytest.raises(
+            ValueError, match="^job_dir must be written by one run at a time"
+        ),
+        places.hold_leases(places_of("s", "s/checkpoints"), None, 60),
+    ):
+        pass
+    with places.hold_leases(places_of("a", "./a"), None, 60):
+        pass
     assert list(tmp_path.iterdir()) == []
 
 

@@ -127,6 +127,12 @@ def test_more_epochs_are_not_a_difference(command, tmp_path, capfd, monkeypatch)
     assert task.main(command("whole", "--epochs=2")) == 0
     assert task.main(command("halves", "--epochs=1")) == 0
     capfd.readouterr()
+    settings = config.from_args(command("halves", "--epochs=2"))
+    for host in ("first", "second"):  # Preempted on the one before it saved.
+        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
+        job.prepare(settings, config.directories(settings, {}))
+        about = json.loads((tmp_path / "halves" / "config.json").read_text())
+        assert about["host"] == host
     later = time.time() + 3600
     monkeypatch.setattr(task, "_process_start", lambda: later)
     assert task.main(command("halves", "--epochs=2")) == 0

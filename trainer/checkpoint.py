@@ -192,6 +192,26 @@ def load_judged(directory: str, name: str) -> Checkpoint:
     return dataclasses.replace(saved, arrays=judged(saved.arrays))
 
 
+def pointed(
+    directory: str, which: str, read: Callable[[str, str], Checkpoint] = load
+) -> Checkpoint | None:
+    """Returns the "latest" or the "best" of a run that may go on; None before its first.
+
+    Args:
+        directory: Where the checkpoints are.
+        which: By the pointer.
+        read: `load`, or `load_judged`; raises as that does.
+    """
+    while (name := pointer(directory).get(which)) is not None:
+        try:
+            return read(directory, name)
+        except (ValueError, tf.errors.NotFoundError):
+            if pointer(directory).get(which) == name:
+                raise
+            # The run has saved meanwhile, and deleted what was read.
+    return None
+
+
 def judged(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the arrays with the means of the weights, where there are any, for these."""
     means = {
@@ -247,12 +267,11 @@ def load_initial(path: str) -> Checkpoint:
         return load_file(path)
     written = files.read_json(os.path.join(path, "config.json")).get("settings", {})
     directory = written.get("checkpoint_dir") or os.path.join(path, "checkpoints")
-    best = pointer(directory).get("best")
-    if best is None:
+    if (best := pointed(directory, "best")) is None:
         raise ValueError(
             f"init_from must be a job_dir with checkpoints or a .npz file, got {path}"
         )
-    return load(directory, best)
+    return best
 
 
 def names(directory: str) -> list[str]:

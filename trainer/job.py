@@ -258,9 +258,12 @@ def prepare(
         checkpoint.assign(saved.arrays, job.variables)
     if workers.is_chief:
         fence()
+        result, step_now = run_files.read_result(directories.job), state["step"]
         run_files.write_config(
             directories.job,
             config.to_dict(settings),
+            ended=result.get("step") == step_now
+            and (step_now >= total_steps or result.get("complete") is False),
             devices=[d.name for d in tf.config.list_logical_devices()],
             replicas=strategy.num_replicas_in_sync,
             workers=workers.count,

@@ -1,6 +1,7 @@
 """The places of a run: that it can read and write there, the leases on them."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 
 from trainer import config, dataset, files, lease, placing, run_files, trained
@@ -79,8 +80,11 @@ def hold_leases(
         ValueError: If another run holds one.
     """
     asked = {"job_dir": directories.job}
-    if not f"{directories.checkpoints}/".startswith(f"{directories.job.rstrip('/')}/"):
-        asked["checkpoint_dir"] = directories.checkpoints
+    ours, checkpoints = map(files.place, (directories.job, directories.checkpoints))
+    if not f"{checkpoints}/".startswith(f"{ours}/"):
+        # Those of a run that keeps them in its job_dir have the lease there.
+        above, name = os.path.split(checkpoints)
+        asked["checkpoint_dir"] = above if name == "checkpoints" else checkpoints
     with contextlib.ExitStack() as held:
         checks = [
             held.enter_context(_lease(setting, directory, job_id, seconds))

@@ -68,8 +68,16 @@ def check_directory(setting: str, path: str) -> None:
         )
 
 
-def write_config(job_dir: str, settings: dict[str, Any], **about: Any) -> None:
+def write_config(
+    job_dir: str, settings: dict[str, Any], *, ended: bool = False, **about: Any
+) -> None:
     """Makes job_dir and writes config.json, the first thing that a run writes.
+
+    Args:
+        job_dir: Of the run.
+        settings: Of the run.
+        ended: Whether the run is at its end, by the settings that it has.
+        **about: What else is told of it.
 
     Raises:
         ValueError: If it cannot be written there.
@@ -89,7 +97,7 @@ def write_config(job_dir: str, settings: dict[str, Any], **about: Any) -> None:
         files.make_directory(job_dir)
         # A run that is done is left as it is, from wherever it is looked at.
         same = files.read_json(path).get("settings") == json.loads(json.dumps(settings))
-        if not (same and read_result(job_dir)):
+        if not (same and ended):
             files.write_json(path, config)
     except (tf.errors.OpError, OSError) as error:
         reason = str(getattr(error, "message", error)).splitlines()[0]

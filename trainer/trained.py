@@ -5,7 +5,6 @@ import os
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from trainer import checkpoint, config, dataset, files, model, run_files
 
@@ -95,15 +94,8 @@ def load(job_dir: str, which: str = "best") -> Trained:
         )
     settings = config.from_dict(written["settings"])
     directory = settings.checkpoint_dir or os.path.join(job_dir, "checkpoints")
-    while (name := checkpoint.pointer(directory).get(which)) is not None:
-        try:
-            saved = checkpoint.load_judged(directory, name)
-            break
-        except (ValueError, tf.errors.NotFoundError):
-            if checkpoint.pointer(directory).get(which) == name:
-                raise
-            # The run has saved meanwhile, and deleted what was read.
-    else:
+    saved = checkpoint.pointed(directory, which, checkpoint.load_judged)
+    if saved is None:
         raise ValueError(
             f"job_dir must hold a checkpoint, got {job_dir}, whose {directory} has none "
             "yet; wait for the first evaluation, or go on with the run"
@@ -122,7 +114,7 @@ def load(job_dir: str, which: str = "best") -> Trained:
         model=unet,
         settings=settings,
         class_names=names,
-        checkpoint=os.path.join(directory, f"{name}.npz"),
+        checkpoint=os.path.join(directory, f"{saved.name}.npz"),
         step=step,
         validation=judged[-1] if judged else {},
         examples=tuple(saved.state["examples"]),
