@@ -29,6 +29,7 @@ for line in sys.stdin:
             settings=SimpleNamespace(keep_checkpoints=2, best_metric="val_loss"),
             variables={"a": keras.Variable(np.full([64, 64], at, "float32"))},
             state={"step": at, "evaluations": []},
+            damaged=set(),
             fence=lambda: None,
         )
         try:
