@@ -14,9 +14,7 @@ from deploy.order import COUNTED_IN_CORES, HOST_CORES, Order
 from trainer.config import Config
 
 WEEK_SECONDS = 7 * 24 * 3600
-MOUNTED = (
-    "(gs://|/gcs/)"  # What a container reads: a bucket, also as the service mounts it.
-)
+MOUNTED = "(gs://|/gcs/)"  # Buckets as a container reads them.
 
 
 def check(order: Order, settings: Config) -> None:
