@@ -99,7 +99,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "feed": {"data", "dataset", "job", "records", "streams"},
     "job": {
         *("averaging", "checkpoint", "cluster", "config", "data", "dataset"),
-        *("distribution", "examples", "metrics", "model", "objective"),
+        *("distribution", "examples", "files", "metrics", "model", "objective"),
         *("run_files", "same_run", "step", "trained"),
     },
     **{name: MODULES - {"task", "train", name} for name in COMMANDS},

@@ -267,7 +267,7 @@ def test_a_restart_tells_the_tuner_again_what_its_file_has_lost(reporter, tmp_pa
 
 def test_config_json_tells_settings_versions_and_host(tmp_path):
     job_dir = tmp_path / "new" / "run"
-    run_files.write_config(str(job_dir), {"seed": 3}, replicas=2)
+    run_files.write_config(str(job_dir), {"seed": 3}, step=0, total_steps=9, replicas=2)
     found = json.loads((job_dir / "config.json").read_text())
     assert found["program"] == "segtrainer"
     assert found["settings"] == {"seed": 3}

@@ -18,6 +18,7 @@ from trainer import (
     dataset,
     distribution,
     examples,
+    files,
     metrics,
     model,
     objective,
@@ -253,22 +254,20 @@ def prepare(
         fence=fence,
     )
     job.state["global_batch_size"] = global_batch_size
-    job.state["job_dir"] = same_run.place(directories)
+    job.state["job_dir"] = files.place(directories.job)
     if saved is not None:
         checkpoint.assign(saved.arrays, job.variables)
     if workers.is_chief:
         fence()
-        result, step_now = run_files.read_result(directories.job), state["step"]
         run_files.write_config(
             directories.job,
             config.to_dict(settings),
-            ended=result.get("step") == step_now
-            and (step_now >= total_steps or result.get("complete") is False),
+            step=state["step"],
+            total_steps=total_steps,
             devices=[d.name for d in tf.config.list_logical_devices()],
             replicas=strategy.num_replicas_in_sync,
             workers=workers.count,
             global_batch_size=global_batch_size,
-            total_steps=total_steps,
             dataset=dict(
                 name=opened.name,
                 version=opened.version,

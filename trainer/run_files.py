@@ -69,14 +69,15 @@ def check_directory(setting: str, path: str) -> None:
 
 
 def write_config(
-    job_dir: str, settings: dict[str, Any], *, ended: bool = False, **about: Any
+    job_dir: str, settings: dict[str, Any], *, step: int, total_steps: int, **about: Any
 ) -> None:
     """Makes job_dir and writes config.json, the first thing that a run writes.
 
     Args:
         job_dir: Of the run.
         settings: Of the run.
-        ended: Whether the run is at its end, by the settings that it has.
+        step: At which the run is.
+        total_steps: At which it ends.
         **about: What else is told of it.
 
     Raises:
@@ -90,6 +91,7 @@ def write_config(
         "packages": versions(),
         "host": socket.gethostname(),
         "commit": commit(),
+        "total_steps": total_steps,
         **about,
     }
     path = os.path.join(job_dir, "config.json")
@@ -97,13 +99,20 @@ def write_config(
         files.make_directory(job_dir)
         # A run that is done is left as it is, from wherever it is looked at.
         same = files.read_json(path).get("settings") == json.loads(json.dumps(settings))
-        if not (same and ended):
+        if not (same and _has_ended(job_dir, step, total_steps)):
             files.write_json(path, config)
     except (tf.errors.OpError, OSError) as error:
         reason = str(getattr(error, "message", error)).splitlines()[0]
         raise ValueError(
             f"job_dir must be a place to write to, got {job_dir}: {reason}"
         ) from None
+
+
+def _has_ended(job_dir: str, step: int, total_steps: int) -> bool:
+    """Returns whether a run whose settings did not change has nothing left to do."""
+    result = read_result(job_dir)
+    early = result.get("complete") is False
+    return result.get("step") == step and (step >= total_steps or early)
 
 
 def versions() -> dict[str, str]:

@@ -19,14 +19,9 @@ DATA = {
 }
 
 
-def place(directories: config.Directories) -> str:
-    """Returns the job_dir as it is called from anywhere."""
-    return files.place(directories.job)
-
-
 def check_place(directories: config.Directories, saved: checkpoint.Checkpoint) -> None:
     """Raises ValueError if checkpoints that are kept elsewhere are another run's."""
-    ours, theirs = place(directories), saved.state.get("job_dir")
+    ours, theirs = files.place(directories.job), saved.state.get("job_dir")
     inside = os.path.join(directories.job, "checkpoints")
     apart = directories.checkpoints.rstrip("/") != inside
     if apart and theirs not in (None, ours):
