@@ -94,7 +94,7 @@ def new_state(settings: config.Config, opened: dataset.Dataset) -> dict[str, Any
         "learning_rate": None,  # As scaled when the run began.
         "job_dir": None,
         "class_weights": None,  # As counted when the run began, if they are.
-        "seconds": 0.0,  # Of training, over all restarts.
+        "seconds": 0.0,  # In the loop, over all restarts.
         "seconds_of": {},  # Of all its processes, by use; see `clock`.
         "time_saved": None,  # Seconds since 1970.
         "evaluations": [],  # {"step": ..., "val_...": ...}, one each.
@@ -146,23 +146,7 @@ def prepare(
     Raises:
         ValueError: One line: what is wrong, and the way out.
     """
-    if cluster is not None and settings.download:
-        raise ValueError(
-            f"download is for a single worker, got {cluster.size} in TF_CONFIG, which "
-            "would get in each other's way; prepare the data set once before, and give "
-            "the encoder's weights as a file"
-        )
-    if cluster is not None and settings.fast_dev_run:
-        raise ValueError(
-            f"fast_dev_run is for a single worker, got {cluster.size} in TF_CONFIG; "
-            "their temporary job_dirs would differ: give a job_dir and few total_steps"
-        )
-    failed = run_files.read_failed(directories.job)
-    if failed and cloud_job_id and failed.get("cloud_job_id") == cloud_job_id:
-        raise ValueError(
-            f"job {cloud_job_id} failed for good at step {failed['step']}: "
-            f"{failed['reason']}; submit a new job to go on from the last checkpoint"
-        )
+    _check_start(settings, directories, cloud_job_id, cluster)
     opened = _open(settings)
     state = new_state(settings, opened)
     saved = checkpoint.load_latest(directories.checkpoints)
@@ -196,35 +180,17 @@ def prepare(
     state |= saved.state if saved else {}
     if state["learning_rate"] is None:
         state["learning_rate"] = _learning_rate(settings, strategy)
-    num_examples = len(opened.train.ids)
     total_steps = settings.total_steps or math.ceil(
-        settings.epochs * num_examples / global_batch_size
+        settings.epochs * len(opened.train.ids) / global_batch_size
     )
     with strategy.scope():
-        unet = trained.build(
+        built = _built(
             settings,
             len(opened.class_names),
-            "none" if saved else settings.encoder_weights,
+            saved,
+            state["learning_rate"],
+            total_steps,
         )
-        if saved is None and settings.init_from is not None:
-            _start_from(unet, settings.init_from)
-        if settings.model_summary:
-            unet.summary(line_length=100)
-        optimizer = step.make_optimizer(
-            unet,
-            name=settings.optimizer,
-            learning_rate=state["learning_rate"],
-            schedule=settings.schedule,
-            warmup_steps=settings.warmup_steps,
-            total_steps=total_steps,
-            weight_decay=settings.weight_decay,
-            encoder_factor=(settings.encoder_learning_rate or settings.learning_rate)
-            / settings.learning_rate,
-        )
-        scaled = settings.precision == "mixed_float16"
-        loss_scale = step.LossScale() if scaled else None
-        decay = settings.ema_decay
-        average = averaging.Average(unet, decay) if decay else None
     job = Job(
         settings=settings,
         directories=directories,
@@ -239,11 +205,7 @@ def prepare(
             workers.count,
             data.train_size(train_side(settings), augmentation(settings)),
         ),
-        model=unet,
-        train_model=model.at(unet, train_side(settings)),
-        optimizer=optimizer,
-        loss_scale=loss_scale,
-        average=average,
+        **built,
         global_batch_size=global_batch_size,
         total_steps=total_steps,
         state=state,
@@ -259,26 +221,36 @@ def prepare(
         checkpoint.assign(saved.arrays, job.variables)
     if workers.is_chief:
         fence()
-        run_files.write_config(
-            directories.job,
-            config.to_dict(settings),
-            step=state["step"],
-            total_steps=total_steps,
-            devices=[d.name for d in tf.config.list_logical_devices()],
-            replicas=strategy.num_replicas_in_sync,
-            workers=workers.count,
-            global_batch_size=global_batch_size,
-            dataset=dict(
-                name=opened.name,
-                version=opened.version,
-                class_names=opened.class_names,
-                train_examples=num_examples,
-                val_examples=len(opened.val.ids),
-            ),
-        )
+        _write_config(job)
     if workers.count > 1:
         same_run.check_shared(workers, directories.job)
     return job
+
+
+def _check_start(
+    settings: config.Config,
+    directories: config.Directories,
+    cloud_job_id: str | None,
+    cluster: Cluster | None,
+) -> None:
+    """Raises ValueError where nothing needs to be opened to see that it cannot start."""
+    if cluster is not None and settings.download:
+        raise ValueError(
+            f"download is for a single worker, got {cluster.size} in TF_CONFIG, which "
+            "would get in each other's way; prepare the data set once before, and give "
+            "the encoder's weights as a file"
+        )
+    if cluster is not None and settings.fast_dev_run:
+        raise ValueError(
+            f"fast_dev_run is for a single worker, got {cluster.size} in TF_CONFIG; "
+            "their temporary job_dirs would differ: give a job_dir and few total_steps"
+        )
+    failed = run_files.read_failed(directories.job)
+    if failed and cloud_job_id and failed.get("cloud_job_id") == cloud_job_id:
+        raise ValueError(
+            f"job {cloud_job_id} failed for good at step {failed['step']}: "
+            f"{failed['reason']}; submit a new job to go on from the last checkpoint"
+        )
 
 
 def _open(settings: config.Config) -> dataset.Dataset:
@@ -302,6 +274,74 @@ def _learning_rate(settings: config.Config, strategy: tf.distribute.Strategy) ->
     replicas = strategy.num_replicas_in_sync
     scales = {"none": 1.0, "linear": replicas, "sqrt": math.sqrt(replicas)}
     return settings.learning_rate * scales[settings.scale_learning_rate]
+
+
+def _built(
+    settings: config.Config,
+    num_classes: int,
+    saved: checkpoint.Checkpoint | None,
+    learning_rate: float,
+    total_steps: int,
+) -> dict[str, Any]:
+    """Returns what holds a job's variables, by field, not yet restored.
+
+    Args:
+        settings: The settings.
+        num_classes: Of the data set.
+        saved: What will be restored; without it the weights are those to start from.
+        learning_rate: After warm-up.
+        total_steps: Of the whole run.
+    """
+    unet = trained.build(
+        settings, num_classes, "none" if saved else settings.encoder_weights
+    )
+    if saved is None and settings.init_from is not None:
+        _start_from(unet, settings.init_from)
+    if settings.model_summary:
+        unet.summary(line_length=100)
+    encoder_rate = settings.encoder_learning_rate or settings.learning_rate
+    optimizer = step.make_optimizer(
+        unet,
+        name=settings.optimizer,
+        learning_rate=learning_rate,
+        schedule=settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        total_steps=total_steps,
+        weight_decay=settings.weight_decay,
+        encoder_factor=encoder_rate / settings.learning_rate,
+    )
+    decay = settings.ema_decay
+    return {
+        "model": unet,
+        "train_model": model.at(unet, train_side(settings)),
+        "optimizer": optimizer,
+        "loss_scale": (
+            step.LossScale() if settings.precision == "mixed_float16" else None
+        ),
+        "average": averaging.Average(unet, decay) if decay else None,
+    }
+
+
+def _write_config(job: Job) -> None:
+    """Writes job_dir/config.json: the settings, and what they came to."""
+    opened = job.dataset
+    run_files.write_config(
+        job.directories.job,
+        config.to_dict(job.settings),
+        step=job.state["step"],
+        total_steps=job.total_steps,
+        devices=[d.name for d in tf.config.list_logical_devices()],
+        replicas=job.strategy.num_replicas_in_sync,
+        workers=job.workers.count,
+        global_batch_size=job.global_batch_size,
+        dataset=dict(
+            name=opened.name,
+            version=opened.version,
+            class_names=opened.class_names,
+            train_examples=len(opened.train.ids),
+            val_examples=len(opened.val.ids),
+        ),
+    )
 
 
 def _start_from(unet: keras.Model, path: str) -> None:
