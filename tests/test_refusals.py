@@ -764,6 +764,18 @@ def test_a_run_is_not_begun_anew_where_its_checkpoints_are_elsewhere(
     assert contents(folder) == before
 
 
+def test_a_run_is_not_begun_anew_where_checkpoints_are_to_lie_elsewhere(
+    refused, begun: list[str], tmp_path: pathlib.Path
+):
+    folder = tmp_path / "run"
+    before = contents(folder)
+    assert refused(*begun, f"--checkpoint_dir={tmp_path}/apart") == (
+        f"checkpoint_dir must stay {folder}/checkpoints to go on with the run of "
+        f"{folder}, got {tmp_path}/apart; give another --job_dir for a new run"
+    )
+    assert contents(folder) == before
+
+
 def test_replicas_that_do_not_divide_the_steps_of_a_run_are_refused(begun: list[str]):
     three: Any = types.SimpleNamespace(num_replicas_in_sync=3)
     state = {"global_batch_size": 64, "batch_size": 64}

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import keras
@@ -40,6 +40,12 @@ class Checkpoint:
     arrays: dict[str, np.ndarray]  # Of each variable, by `named_variables`.
     state: dict[str, Any]  # JSON: what is not a variable; "step" among it.
     passed_over: tuple[str, ...] = ()  # Newer ones that are damaged.
+
+
+def directory_of(job_dir: str, config_json: Mapping[str, Any]) -> str:
+    """Returns where a run keeps its checkpoints, by its config.json, if it has one."""
+    apart = config_json.get("settings", {}).get("checkpoint_dir")
+    return apart or os.path.join(job_dir, "checkpoints")
 
 
 def name_of(step: int) -> str:
@@ -265,9 +271,9 @@ def load_initial(path: str) -> Checkpoint:
     """
     if path.endswith(".npz"):
         return load_file(path)
-    written = files.read_json(os.path.join(path, "config.json")).get("settings", {})
-    directory = written.get("checkpoint_dir") or os.path.join(path, "checkpoints")
-    if (best := pointed(directory, "best")) is None:
+    config_json = files.read_json(os.path.join(path, "config.json"))
+    directory = directory_of(path, config_json)
+    if (best := pointed(directory, "best", load_judged)) is None:
         raise ValueError(
             f"init_from must be a job_dir with checkpoints or a .npz file, got {path}"
         )

@@ -34,9 +34,9 @@ def check_place(directories: config.Directories, saved: checkpoint.Checkpoint) -
 def check_begun(directories: config.Directories) -> None:
     """Raises ValueError where there are no checkpoints, but a run that has or had some."""
     config_json = files.read_json(os.path.join(directories.job, "config.json"))
-    theirs = config_json.get("settings", {}).get("checkpoint_dir") or ""
-    apart = theirs.rstrip("/") != directories.checkpoints.rstrip("/")
-    if theirs and apart and checkpoint.pointer(theirs):
+    theirs = checkpoint.directory_of(directories.job, config_json)
+    apart = files.place(theirs) != files.place(directories.checkpoints)
+    if apart and checkpoint.pointer(theirs):
         raise ValueError(
             f"checkpoint_dir must stay {theirs} to go on with the run of "
             f"{directories.job}, got {directories.checkpoints}; give another --job_dir "

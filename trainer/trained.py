@@ -93,7 +93,7 @@ def load(job_dir: str, which: str = "best") -> Trained:
             "train first: python -m trainer.task --job_dir=..."
         )
     settings = config.from_dict(written["settings"])
-    directory = settings.checkpoint_dir or os.path.join(job_dir, "checkpoints")
+    directory = checkpoint.directory_of(job_dir, written)
     saved = checkpoint.pointed(directory, which, checkpoint.load_judged)
     if saved is None:
         raise ValueError(
