@@ -8,7 +8,8 @@ import time
 import keras
 import pytest
 
-from trainer import lease, task, train
+from trainer import checkpoint, config, lease, task, train
+from trainer import places as run_places
 
 SECONDS = 40.0  # TensorFlow's ten retries take minutes.
 
@@ -122,6 +123,26 @@ def test_weights_that_are_not_in_the_bucket(line, gcs_bucket):
         "encoder_weights must be imagenet, none or a .weights.h5 file, got "
         f"{path}: there is no such file"
     )
+
+
+def test_a_run_that_goes_on_needs_no_bucket_that_it_began_from(
+    gcs, gcs_bucket, gcs_here, tmp_path
+):
+    gone = {
+        "encoder_weights": f"gs://{gcs_bucket}-gone/a.weights.h5",
+        "init_from": f"gs://{gcs_bucket}-gone/run",
+    }
+    checkpoints = tmp_path / "run" / "checkpoints"
+    at = config.Directories(
+        *(str(tmp_path / "run"), str(checkpoints), str(tmp_path / "run" / "logs")),
+        model=str(tmp_path / "run" / "export" / "1"),
+    )
+    for setting, path in gone.items():
+        with pytest.raises(ValueError, match=f"{setting} .* got {path}: there is no"):
+            run_places.check(config.Config(**{setting: path}), at)
+    checkpoints.mkdir(parents=True)
+    checkpoint.move_pointer(str(checkpoints), latest="step-1", best="step-1")
+    run_places.check(config.Config(**gone), at)
 
 
 def test_no_credentials(line, monkeypatch, tmp_path):

@@ -78,8 +78,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "saving": {"checkpoint", "job", "standing"},
     "standing": {"job"},
     "places": {
-        *("bucket", "config", "dataset", "files", "lease", "lease_gcs", "placing"),
-        *("run_files", "trained"),
+        *("bucket", "checkpoint", "config", "dataset", "files", "lease", "lease_gcs"),
+        *("placing", "run_files", "trained"),
     },
     "judge": {
         "dataset",
@@ -95,7 +95,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "page": {"charts", "colophon", "gallery", "tables"},
     "colophon": {"config", "tables"},
     "gallery": {"metrics", "overlay", "pictures", "tables"},
-    "tables": {"pictures"},
+    "tables": {"metrics", "pictures"},
     "feed": {"data", "dataset", "job", "records", "streams"},
     "job": {
         *("averaging", "checkpoint", "cluster", "config", "data", "dataset"),

@@ -4,7 +4,16 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 
-from trainer import config, dataset, files, lease, placing, run_files, trained
+from trainer import (
+    checkpoint,
+    config,
+    dataset,
+    files,
+    lease,
+    placing,
+    run_files,
+    trained,
+)
 
 
 def check(
@@ -34,15 +43,16 @@ def check(
                 f"renamed whole, got {directory}; give gs://{directory[5:]}"
             )
     read = {
-        "data_dir": trained.data_dir(settings) or "",
         "init_from": settings.init_from or "",
         "encoder_weights": settings.encoder_weights,
     }
-    asked = {**read, **written}
+    asked = {"data_dir": trained.data_dir(settings) or "", **written, **read}
     for setting, directory in asked.items():
         within = directory.startswith(f"{directories.job.rstrip('/')}/")
         if not directory.startswith("gs://") or within and setting in written:
             continue  # A directory in job_dir is asked for with it.
+        if setting in read and checkpoint.pointer(directories.checkpoints):
+            continue  # A run that goes on needs neither any more.
         from trainer import bucket  # Its libraries take a second: only where needed.
 
         may_write = writes and setting in written
