@@ -1,6 +1,7 @@
 """A notice to stop is heard at once, and the process leaves in time."""
 
 import http.server
+import json
 import signal
 import subprocess
 import sys
@@ -15,9 +16,10 @@ from trainer import interruption
 # Computes without a look at Python's signals, as TensorFlow does, when told to.
 DEAF = """
 import signal, sys, time
-from trainer import interruption
+from trainer import interruption, terminal
 
-with interruption.listening({grace}, {{"NO_GCE_CHECK": "true"}}) as notice:
+environ = {{"NO_GCE_CHECK": "true"}}
+with interruption.listening({grace}, environ, terminal.last_line) as notice:
     # A library takes the signal for itself, as TensorFlow's strategies do.
     signal.signal(signal.SIGTERM, lambda *_: print("swallowed", flush=True))
     notice.started(lambda: "step-00000007 is kept")
@@ -83,6 +85,15 @@ def test_a_run_that_cannot_save_in_time_leaves_without():
     )
 
 
+def test_in_a_container_of_a_job_the_last_line_is_an_entry_of_the_log(monkeypatch):
+    monkeypatch.setenv("CLUSTER_SPEC", "{}")
+    _, err, _ = run([SIGTERM, SIGTERM], busy=20)
+    assert json.loads(err[-1]) == {
+        "severity": "ERROR",
+        "message": "interrupted (SIGTERM, then SIGTERM); step-00000007 is kept",
+    }
+
+
 class Metadata(http.server.BaseHTTPRequestHandler):
     """Answers as Google Cloud's metadata server does."""
 
@@ -116,7 +127,7 @@ def metadata(monkeypatch):
 @pytest.mark.parametrize(("key", "value"), interruption.NOTICES.items())
 def test_what_the_metadata_server_announces_is_told_to_the_run(metadata, key, value):
     environ, said = metadata
-    with interruption.listening(60, environ) as notice:
+    with interruption.listening(60, environ, str) as notice:
         notice.started(lambda: "")
         time.sleep(0.5)
         assert notice.reason is None
@@ -131,7 +142,7 @@ def test_what_the_metadata_server_announces_is_told_to_the_run(metadata, key, va
 def test_what_was_announced_before_the_run_is_waited_for(metadata, key, value):
     environ, said = metadata
     said[key] = value
-    with interruption.listening(60, environ) as notice:
+    with interruption.listening(60, environ, str) as notice:
         notice.started(lambda: "")
         time.sleep(0.8)
         assert notice.reason is None  # Else a restart would leave again and again.
@@ -147,7 +158,7 @@ def test_what_was_announced_before_the_run_is_waited_for(metadata, key, value):
 def test_off_google_cloud_nobody_is_asked_again(monkeypatch):
     monkeypatch.setattr(interruption, "METADATA_SECONDS", 0.1)
     environ = {"GCE_METADATA_HOST": "127.0.0.1:9"}
-    with interruption.listening(60, environ) as notice:
+    with interruption.listening(60, environ, str) as notice:
         time.sleep(1.5)
         assert notice.reason is None
         assert "metadata" not in {thread.name for thread in threading.enumerate()}

@@ -285,7 +285,7 @@ def heard():
 @pytest.fixture
 def notice(monkeypatch: pytest.MonkeyPatch) -> Iterator[interruption.Notice]:
     """Returns the notice that the next run heeds, which no signal reaches."""
-    made = interruption.Notice(grace_seconds=60)
+    made = interruption.Notice(60, last_line=str)
     monkeypatch.setattr(
         interruption, "listening", lambda *_: contextlib.nullcontext(made)
     )

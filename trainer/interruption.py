@@ -52,11 +52,11 @@ class Notice:
         kept: What is said of the run when the process leaves without it.
     """
 
-    def __init__(self, grace_seconds: float) -> None:
+    def __init__(self, grace_seconds: float, last_line: Callable[[str], str]) -> None:
         self.reason: str | None = None
         self.code = PREEMPTED
         self.kept: Callable[[], str] = lambda: "before the first step"
-        self._grace_seconds = grace_seconds
+        self._grace_seconds, self._last_line = grace_seconds, last_line
         self._starting = True
         self._ended = threading.Event()
         # Whatever else is done to it until then: the one to whom it is told listens here.
@@ -92,13 +92,15 @@ class Notice:
 
     def leave(self, reason: str) -> NoReturn:
         """Leaves the process at once."""
-        line = f"segtrainer: interrupted ({reason}); {self.kept()}\n"
-        os.write(self._terminal, line.encode())
+        line = self._last_line(f"interrupted ({reason}); {self.kept()}")
+        os.write(self._terminal, f"{line}\n".encode())
         os._exit(self.code)
 
 
 @contextlib.contextmanager
-def listening(grace_seconds: float, environ: Mapping[str, str]) -> Iterator[Notice]:
+def listening(
+    grace_seconds: float, environ: Mapping[str, str], last_line: Callable[[str], str]
+) -> Iterator[Notice]:
     """Gives the notice that a thread keeps listening for.
 
     The signals are blocked, and taken by that thread: one that comes while TensorFlow
@@ -109,8 +111,9 @@ def listening(grace_seconds: float, environ: Mapping[str, str]) -> Iterator[Noti
         grace_seconds: Time that the run has to save and leave, from the first notice.
         environ: Tells where the metadata server is: GCE_METADATA_HOST, as for Google's
             own libraries, and NO_GCE_CHECK, as for TensorFlow.
+        last_line: Makes the line that says why the process leaves at once.
     """
-    notice, ended = Notice(grace_seconds), threading.Event()
+    notice, ended = Notice(grace_seconds, last_line), threading.Event()
     # A shell's background job is to ignore Ctrl-C; a blocked signal is not ignored.
     codes = dict(CODES)
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -51,7 +51,9 @@ def _run(args: Sequence[str], process_start: float, held: contextlib.ExitStack) 
         settings = _settings(args)
         set_up_tensorflow()
         notice = held.enter_context(
-            interruption.listening(settings.grace_seconds, os.environ)
+            interruption.listening(
+                settings.grace_seconds, os.environ, terminal.last_line
+            )
         )
         directories = config.directories(settings, os.environ)
         job_id = os.environ.get("CLOUD_ML_JOB_ID")

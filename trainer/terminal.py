@@ -6,7 +6,6 @@ import logging as python_logging
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator
 from typing import TextIO
 
@@ -52,11 +51,13 @@ def missing(error: ModuleNotFoundError) -> str:
 
 def stopped(code: int, reason: str) -> int:
     """Returns the exit code, having said why."""
-    if is_on_vertex():
-        print(structured("ERROR", reason))
-    else:
-        print(f"segtrainer: {reason}", file=sys.stderr)
+    print(last_line(reason), file=None if is_on_vertex() else sys.stderr)
     return code
+
+
+def last_line(reason: str) -> str:
+    """Returns what a process that stops says last, for a person or for Cloud Logging."""
+    return structured("ERROR", reason) if is_on_vertex() else f"segtrainer: {reason}"
 
 
 def is_on_vertex() -> bool:
@@ -85,20 +86,14 @@ def quiet_start() -> Iterator[None]:
         yield
         return
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-    terminal = os.dup(2)
-    ours = os.fdopen(os.dup(2), "w", buffering=1)
-    _log_to(ours)
-    with tempfile.TemporaryFile() as unseen:
-        os.dup2(unseen.fileno(), 2)
-        try:
+    _log_to(os.fdopen(os.dup(2), "w", buffering=1))
+    try:
+        with silent():
             yield
-        finally:
-            python_logging.getLogger("tensorflow").setLevel(python_logging.WARNING)
-            sys.stderr.flush()
-            os.dup2(terminal, 2)
-            os.close(terminal)
-            # Where the bar is: it makes room for its own file only.
-            _log_to(sys.stderr)
+    finally:
+        python_logging.getLogger("tensorflow").setLevel(python_logging.WARNING)
+        # Where the bar is: it makes room for its own file only.
+        _log_to(sys.stderr)
 
 
 @contextlib.contextmanager
@@ -110,6 +105,7 @@ def silent() -> Iterator[None]:
     try:
         yield
     finally:
+        sys.stderr.flush()
         os.dup2(terminal, 2)
         os.close(terminal)
 
