@@ -80,7 +80,7 @@ class Config:
     ema_decay: float | None = setting("Training", None, "Judge, keep as best and export a moving mean of the weights, of which so much is kept at each step, such as 0.999; none when 0 or absent.", low=0, high=0.99999, identity=True)
     seed: int = setting("Training", 0, "Seed of weights, order and augmentation.", low=0, high=2**31 - 1, identity=True)
     deterministic: bool = setting("Training", False, "The same weights bit for bit on the same devices.")
-    max_minutes: float | None = setting("Training", None, "Stop after this much training, minutes, over all restarts.", low=0)
+    max_minutes: float | None = setting("Training", None, "Stop after so long in the loop, evaluations and saves included, minutes, over all restarts.", low=0)
     early_stopping_evals: int | None = setting("Training", None, "Stop after this many evaluations in a row without a better best_metric.", low=1)
 
     eval_every_steps: int | None = setting("Evaluation", None, "Steps between evaluations; one epoch when absent.", low=1)
