@@ -48,19 +48,17 @@ def _run(order: Order, search: Search, here: Here, trainer_args: list[str]) -> i
     order = dataclasses.replace(order, job_name=order.job_name or "local")
     folder = os.path.join(here.output_dir, str(order.job_name))
     study = None
-    if search != Search() and search.search is None and search.search_space is None:
-        raise ValueError("a search needs search or search_space; give --search=...")
-    if search.search is not None or search.search_space is not None:
+    if search == Search():
+        rules.check(order, config.from_args(trainer_args))
+    else:
 
         def check(settings: Config) -> None:
             rules.check(order, settings)
             rules.check_for_trials(order, settings)
 
-        check(config.from_args(trainer_args))
         study = checked_study(search, trainer_args, check)
         trainer_args = study.trainer_args
         local_search.check(folder)
-    rules.check(order, config.from_args(trainer_args))
     gpus = replicas.gpus_here(os.environ)
     at_once = parallel(search) if study else 1
     for missing in replicas.lacks(order, len(gpus), at_once):

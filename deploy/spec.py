@@ -61,8 +61,6 @@ def tuning_job(
         rules.check_for_trials(order, settings)
         rules.check_for_cloud(order, settings, region)
 
-    # What is wrong with all is not told of one trial.
-    check(config.from_args(trainer_args))
     study = checked_study(search, trainer_args, check)
     spec: Request = {
         "metrics": [{"metricId": study.metric, "goal": study.goal.upper()}],

@@ -42,6 +42,8 @@ def checked_study(
     Raises:
         ValueError: One line: the rule, the value, the way out.
     """
+    # What is wrong with all is not told of one trial.
+    check(config.from_args(trainer_args))
     hp_metric = config.read(trainer_args)["hp_metric"]
     metric = search.metric or str(hp_metric.value)
     if hp_metric.present and hp_metric.value != metric:

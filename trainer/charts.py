@@ -68,14 +68,14 @@ def points(rows: Sequence[dict], key: str) -> Points:
     ]
 
 
-def chart(title: str, unit: str, lines: list[Line], best_step: int | None) -> str:
+def chart(title: str, unit: str, lines: list[Line], best_step: int) -> str:
     """Returns a figure of lines over the steps of a run.
 
     Args:
         title: Of the figure.
         unit: Of its values.
         lines: With points or without.
-        best_step: Marked by an upright; none when absent.
+        best_step: Marked by an upright.
     """
     lines = [dataclasses.replace(x, points=_thinned(x.points)) for x in lines]
     drawn = [line for line in lines if line.points]
@@ -90,20 +90,19 @@ def chart(title: str, unit: str, lines: list[Line], best_step: int | None) -> st
         return f'<figure class="chart">{head}<p>No finite value.</p></figure>'
     steps = [step for line in drawn for step, _ in line.points]
     values = [value for line in drawn for _, value in line.points]
-    across = ticks(0, max(1, *steps, best_step or 0), integers=True)
+    across = ticks(0, max(1, *steps, best_step), integers=True)
     up = ticks(min(values), max(values))
-    left, right = 0.0, max(across[-1], *steps)
+    right = max(across[-1], *steps)
     low, high = up[0], up[-1]
 
     def x(step: float) -> float:
-        return round((step - left) / (right - left) * SIDE, 1)
+        return round(step / right * SIDE, 1)
 
     def y(value: float) -> float:
         return round((high - value) / (high - low) * SIDE, 1)
 
     shapes = [f'<path class="grid" d="M0 {y(v)}H{SIDE}"/>' for v in up]
-    if best_step is not None:
-        shapes.append(f'<path class="best" d="M{x(best_step)} 0V{SIDE}"/>')
+    shapes.append(f'<path class="best" d="M{x(best_step)} 0V{SIDE}"/>')
     for line in drawn:
         places = [(x(step), y(value)) for step, value in line.points]
         path = "L".join(f"{px} {py}" for px, py in places)
@@ -121,9 +120,8 @@ def chart(title: str, unit: str, lines: list[Line], best_step: int | None) -> st
             for s in across
         ),
     ]
-    if best_step is not None:
-        at = x(best_step) / 10
-        numbers.append(f'<span class="best" style="left:{at}%">best</span>')
+    at = x(best_step) / 10
+    numbers.append(f'<span class="best" style="left:{at}%">best</span>')
     named = html.escape(f"{title} over steps", quote=True)
     return (
         f'<figure class="chart">{head}<div class="plot"><svg role="img" '

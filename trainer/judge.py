@@ -130,13 +130,13 @@ class Judge:
             classes = len(job.dataset.class_names)
             return gallery.choose(seen(batches), classes, total=len(split.ids))
 
-    def draw_augmented(self) -> str | None:
+    def draw_augmented(self) -> None:
         """Writes a picture of the first training examples as the model sees them."""
         job = self._job
         if self._reporter is None:
-            return None
+            return
         with feed.explained(job):
             image, mask = feed.first_train_examples(job, job.settings.num_pictures)
         names = list(job.dataset.class_names)
         drawn = pictures.panels(image, mask, None, names)
-        return self._reporter.picture("augmented", drawn, 0)
+        self._reporter.picture("augmented", drawn, 0)

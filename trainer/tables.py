@@ -7,7 +7,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainer import pictures
+from trainer import metrics, pictures
 
 CONFUSION_MAX = 16  # Classes that the matrix shows; more could not be read.
 # What seconds went to, in words, and its colour; see `clock.USES`.
@@ -70,17 +70,15 @@ def classes(
     body = []
     for of, swatch in zip(class_names, swatches(class_names), strict=True):
         found = [
-            metrics.get(f"{metric}/{of}")
-            for metrics in columns.values()
+            values.get(f"{metric}/{of}")
+            for values in columns.values()
             for metric in ("iou", "dice")
         ]
         body.append(_row(f"{swatch}{name(of)}", found, found[0]))
     means: list[float | None] = []
-    for metrics in columns.values():
-        dice = [metrics.get(f"dice/{of}") for of in class_names]
-        occurs = [value for value in dice if value is not None]
-        means += [metrics.get("mean_iou"), None]
-        means[-1] = sum(occurs) / len(occurs) if occurs else None
+    for values in columns.values():
+        dice = [values.get(f"dice/{of}") for of in class_names]
+        means += [values.get("mean_iou"), metrics.mean(dice)]
     body.append(_row("mean", means, means[0], look=' class="mean"'))
     return (
         '<div class="wide"><table class="classes"><thead><tr><td></td><td class="bar">'
