@@ -255,6 +255,36 @@ def test_a_turned_image_is_stored_upright_where_asked(tmp_path, folder):
     assert tf.io.decode_png(stored_image).shape[:2] == upright.size[::-1]
 
 
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_a_turned_tiff_is_refused_or_stored_upright_where_asked(
+    tmp_path, folder, capsys, compression
+):
+    """Pillow turns it while it reads it, and drops the tag."""
+    folder(4)
+    old, mask = tmp_path / "images" / "p0.jpg", tmp_path / "masks" / "p0.png"
+    pixels, exif = np.asarray(Image.open(old)), Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(pixels)
+    image.save(old.with_suffix(".tif"), exif=exif, compression=compression)
+    old.unlink()
+    Image.open(mask).transpose(Image.Transpose.ROTATE_270).save(mask)
+    assert run(tmp_path, CLASSES, "--test_fraction=0") == command.REFUSED
+    assert "p0.tif: has orientation 6: its mask may be" in capsys.readouterr().out
+    assert run(tmp_path, CLASSES, "--test_fraction=0", "--turn_images") == 0
+    data = opened(tmp_path)
+    found, _ = (stored(data.train) | stored(data.val))["p0.tif"]
+    assert np.array_equal(tf.io.decode_png(found), np.rot90(pixels, -1))
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PNG"])
+def test_a_mask_that_exif_turns_is_refused(tmp_path, kind):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / "m", kind, exif=exif)
+    with pytest.raises(ValueError, match="has orientation 3.*; turn its pixels"):
+        masks.read_mask(str(tmp_path / "m"), coloured=False)
+
+
 def test_files_that_cannot_be_opened_are_named_like_all_that_is_wrong(
     tmp_path, folder, capsys
 ):

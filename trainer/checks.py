@@ -74,8 +74,7 @@ def _image_size(
         tell("empty file", "holds no byte", refused=True)
         return None
     try:
-        picture = masks.open_image(data)
-        orientation = masks.orientation(picture)
+        picture, orientation = masks.open_image(data)
         if masks.is_kept(picture):  # Each forgives what the other does not.
             tf.io.decode_image(data, channels=3)
     except UNREADABLE as error:
@@ -85,7 +84,7 @@ def _image_size(
     if orientation != 1:
         if turn:
             tell("turned by EXIF", "is turned upright and stored as PNG")
-            return (width, height) if orientation >= 5 else (height, width)
+            return height, width
         what = (
             f"has orientation {orientation}: its mask may be upright or not; turn the "
             "pixels themselves, or give --turn_images if all masks are upright"

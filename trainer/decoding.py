@@ -7,7 +7,7 @@ import io
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from trainer import masks, terminal
 
@@ -44,7 +44,7 @@ def decode(data: bytes) -> np.ndarray:
             )
             orientation = 1 if by_pillow else _orientation(picture)
         if by_pillow:
-            upright = ImageOps.exif_transpose(masks.open_image(data))
+            upright, _ = masks.open_image(data)
             return np.asarray(upright.convert("RGB"))
         return turn(_by_tensorflow(data), orientation)
     except UnidentifiedImageError:

@@ -95,6 +95,11 @@ def read_mask(path: str, coloured: bool) -> np.ndarray:
         if getattr(picture, "n_frames", 1) > 1:
             raise ValueError("must be one picture, got several frames")
         raw = picture.tile[0][3] if picture.tile else None
+        if (said := orientation(picture)) != 1:
+            raise ValueError(
+                f"has orientation {said}, by which some programs turn it and others do "
+                "not; turn its pixels themselves, and leave the tag out"
+            )
         picture.load()
         if coloured:
             return np.asarray(picture.convert("RGB"))
@@ -155,20 +160,25 @@ def png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def open_image(data: bytes) -> Image.Image:
-    """Returns the picture of an image file, wholly read.
+def open_image(data: bytes) -> tuple[Image.Image, int]:
+    """Returns the picture of an image file, wholly read and upright, and its orientation.
+
+    The orientation, 1 to 8, is what EXIF said: the picture is turned already.
 
     Raises:
         ValueError: If it is none of 8 bits a channel, or of 16 in a PNG.
         OSError: If it cannot be read.
     """
     picture = Image.open(io.BytesIO(data))
+    said = orientation(picture)  # Before Pillow turns a TIFF, as it loads it.
     picture.load()
     if picture.mode[0] in "IF" and picture.format != "PNG":
         raise ValueError(
             f"must have 8 bits a channel, got pixels of mode {picture.mode}"
         )
-    return picture
+    if said != 1:
+        ImageOps.exif_transpose(picture, in_place=True)
+    return picture, said
 
 
 def orientation(picture: Image.Image) -> int:
@@ -187,14 +197,11 @@ def stored_image(data: bytes, turn: bool) -> bytes:
 
     Args:
         data: A file that `open_image` reads.
-        turn: Whether to turn it as EXIF says.
+        turn: Whether one that EXIF turns is stored upright; else it is kept as it is.
     """
-    picture = open_image(data)
-    turned = turn and orientation(picture) != 1
-    if is_kept(picture) and not turned:
+    picture, said = open_image(data)
+    if is_kept(picture) and not (turn and said != 1):
         return data
-    if turned:
-        picture = ImageOps.exif_transpose(picture)
     # The upper 8 bits count, as TensorFlow reads it; Pillow would clip.
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
