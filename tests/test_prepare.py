@@ -177,6 +177,27 @@ def test_masks_of_all_kinds_come_back_as_class_ids(
         assert np.array_equal(found[name][1], mask)
 
 
+@pytest.mark.parametrize(
+    "text, got",
+    [
+        ("", "none"),
+        ("# R,G,B NAME\n\n", "none"),
+        ("0,0,0 ignored\n", "none"),
+        ("0,0,0 ignored\n1,2,3 disc\n4,5,6 disc\n", "disc"),
+    ],
+    ids=["empty", "comment", "ignored", "one class"],
+)
+def test_a_class_map_of_less_than_two_classes_is_refused(
+    tmp_path, folder, capsys, text, got
+):
+    folder(1)
+    path = tmp_path / "map.txt"
+    path.write_text(text)
+    assert run(tmp_path, f"--colors={path}") == command.REFUSED
+    rule = "colors must name at least two classes, in lines R,G,B NAME, got"
+    assert capsys.readouterr().err == f"segtrainer: {rule} {got} in {path}\n"
+
+
 def test_ids_from_1_on_are_refused_with_the_way_out(tmp_path, folder, capsys):
     folder(3, ids=(2, 1, 1))
     assert run(tmp_path, CLASSES) == command.REFUSED

@@ -44,7 +44,7 @@ def read_class_map(path: str) -> tuple[tuple[str, ...], dict[int, int]]:
     pixels that count nowhere.
 
     Raises:
-        ValueError: Names the line that is not so.
+        ValueError: Names the line that is not so, or says which classes are too few.
     """
     names: list[str] = []
     colours: dict[int, int] = {}
@@ -69,6 +69,11 @@ def read_class_map(path: str) -> tuple[tuple[str, ...], dict[int, int]]:
         if name != IGNORED_NAME and name not in names:
             names.append(name)
         colours[colour] = IGNORED if name == IGNORED_NAME else names.index(name)
+    if len(names) < 2:
+        raise ValueError(
+            "colors must name at least two classes, in lines R,G,B NAME, got "
+            f"{', '.join(names) or 'none'} in {path}"
+        )
     return tuple(names), colours
 
 
