@@ -278,6 +278,14 @@ def test_names_begin_below_the_folder_that_all_arguments_share(photos):
     assert names(photos / "scan[1].v2") == ["scan[1].v2"]
 
 
+@pytest.mark.parametrize("below", ["", "/*.jpg", "/M\udcfcnchen.jpg"])
+def test_a_name_that_is_no_utf_8_is_refused_and_told(photos, below):
+    os.rename(photos / "b.jpg", os.fsencode(photos) + b"/M\xfcnchen.jpg")
+    rule = r"names of files must be UTF-8, got .*M\\xfcnchen.jpg for .*; rename it"
+    with pytest.raises(ValueError, match=rule):
+        photographs.find([f"{photos}{below}"], "out")
+
+
 def test_a_folder_gives_its_shown_pictures_and_no_masks_below_it(photos):
     for name in (".hidden.png", "notes.txt", ".git/c.png", "masks/a.png", "D.JPG"):
         (photos / name).parent.mkdir(exist_ok=True)

@@ -306,6 +306,20 @@ def test_a_mask_that_exif_turns_is_refused(tmp_path, kind):
         masks.read_mask(str(tmp_path / "m"), coloured=False)
 
 
+def test_pictures_whose_names_are_no_utf_8_are_named(tmp_path, folder, capsys):
+    folder(4)
+    for name, ending in (("images", b"jpg"), ("masks", b"png")):
+        of = os.fsencode(tmp_path / name)
+        os.rename(of + b"/p0." + ending, of + b"/M\xfcnchen." + ending)
+    pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b"/images/\xfc.txt")).touch()
+    assert run(tmp_path, CLASSES) == command.REFUSED
+    out = capsys.readouterr().out
+    assert "defect: name not in UTF-8 (2)\n" in out
+    for name in (r"images/M\xfcnchen.jpg", r"masks/M\xfcnchen.png"):
+        assert f"  {tmp_path}/{name}: rename it\n" in out
+    assert f"  {tmp_path}/images/" + r"\xfc.txt: is left out" in out
+
+
 def test_files_that_cannot_be_opened_are_named_like_all_that_is_wrong(
     tmp_path, folder, capsys
 ):

@@ -45,6 +45,11 @@ def files_in(folder: str) -> list[str]:
     return found
 
 
+def readable(name: str | bytes) -> str:
+    """Returns a file's name as it can be printed, bytes that are no UTF-8 escaped."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
 def _files(place: Place) -> tuple[list[str], list[str]]:
     """Returns the files of images and of masks, whose folder may be the same or below."""
     image_files, mask_files = files_in(place.images), files_in(place.masks)
@@ -78,7 +83,10 @@ def _by_name(
         path, ending = os.path.splitext(os.path.relpath(file, folder))
         name = path.replace(os.sep, "/").removesuffix(suffix)
         if ending.lower() not in PICTURES:
-            defects.append(Defect("no picture", file, "is left out", refused=False))
+            shown = readable(file)
+            defects.append(Defect("no picture", shown, "is left out", refused=False))
+        elif readable(name) != name:
+            defects.append(Defect("name not in UTF-8", readable(file), "rename it"))
         elif not path.endswith(suffix):
             defects.append(Defect(kind, file, f"its name lacks {suffix}"))
         elif name in found:

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from trainer import files
-from trainer.folders import PICTURES
+from trainer.folders import PICTURES, readable
 
 NAMED = 3  # Paths that a refusal shows.
 
@@ -35,12 +35,19 @@ def find(arguments: Sequence[str], left_out: str) -> list[Photograph]:
             these looks.
 
     Raises:
-        ValueError: Names the arguments that mean nothing.
+        ValueError: Names the arguments that mean nothing, or a file whose name is no
+            UTF-8.
     """
     paths: dict[tuple[str, ...], str] = {}
     tops, empty = [], []
     for argument in arguments:
-        top, found = _meant(argument, left_out)
+        try:
+            top, found = _meant(argument, left_out)
+        except (UnicodeDecodeError, UnicodeEncodeError) as error:  # TensorFlow's.
+            raise ValueError(
+                f"names of files must be UTF-8, got {readable(error.object)} for "
+                f"{readable(argument)}; rename it"
+            ) from None
         tops.append(parts(top))
         paths |= {parts(path): path for path in found if parts(path) not in paths}
         if not found:
