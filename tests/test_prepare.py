@@ -233,6 +233,31 @@ def test_lists_split_and_leave_out_what_they_do_not_name(tmp_path, folder):
     assert names(data.test) == ["p4.jpg"]
 
 
+@pytest.mark.parametrize(
+    "flag, reason",
+    [
+        ("--val_fraction=0.2", "val_fraction is for a split that nothing else tells"),
+        ("--test_fraction=0.2", "test_fraction is for a split that nothing else tells"),
+        ("--test_fraction=0", None),
+    ],
+)
+def test_fractions_that_would_cut_nothing_are_refused(
+    tmp_path, folder, capsys, flag, reason
+):
+    folder(4)
+    flags = [CLASSES, flag]
+    for split, text in (("train", "p0\np1"), ("val", "p2\np3")):
+        (tmp_path / split).write_text(text)
+        flags.append(f"--{split}_list={tmp_path / split}")
+    assert run(tmp_path, *flags) == (command.REFUSED if reason else 0)
+    if reason:
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and reason in err
+        assert "got 0.2 with the splits of lists; leave it out" in err
+    else:
+        assert opened(tmp_path).test is None
+
+
 def test_no_two_splits_share_a_group(tmp_path, folder):
     folder(12)
     for index in range(12):

@@ -91,6 +91,13 @@ def test_validation_may_be_cut_from_the_train_of_a_list(tmp_path, oxford):
     assert [len(s.ids) for s in (data.train, data.val, data.test)] == [3, 1, 3]
 
 
+def test_nine_tenths_of_a_list_may_be_cut_for_no_test_is(tmp_path, oxford):
+    mine = f"--train_list={oxford / 'annotations' / 'list.txt'}"
+    assert run(tmp_path, "oxford", mine, "--val_fraction=0.9") == 0
+    data = opened(tmp_path)
+    assert (len(data.train.ids), len(data.val.ids)) == (1, 6)
+
+
 def test_lists_of_the_user_go_before_those_of_the_layout(tmp_path, oxford):
     lists = oxford / "annotations"
     mine = (
@@ -150,6 +157,16 @@ def test_nnunet_has_its_classes_in_dataset_json_and_test_in_labels_ts(tmp_path, 
     assert (data.class_names, data.ignore_id) == (("background", "cell"), 255)
     assert [len(s.ids) for s in (data.train, data.val, data.test)] == [4, 2, 2]
     assert names(data.test) == [f"imagesTs/{name}_0000.png" for name in ts]
+
+
+def test_an_ignored_id_other_than_that_of_dataset_json_is_refused(
+    tmp_path, nnunet, capsys
+):
+    nnunet()
+    assert run(tmp_path, "nnunet", "--ignore_id=7") == command.REFUSED
+    rule = "ignore_id is for masks of which nothing tells it, got 7 with layout nnunet"
+    assert f"{rule}, whose files tell 2; leave it out" in refusal(capsys)
+    assert run(tmp_path, "nnunet", "--ignore_id=2") == 0
 
 
 def test_nnunet_without_labels_of_test_is_cut(tmp_path, nnunet):
@@ -226,6 +243,15 @@ def test_mmseg_is_split_by_its_folders(tmp_path, mmseg):
     data = opened(tmp_path)
     assert [len(s.ids) for s in (data.train, data.val, data.test)] == [4, 2, 3]
     assert names(data.val) == ["val/ulm/0.jpg", "val/ulm/1.jpg"]
+
+
+@pytest.mark.parametrize("name", ["val_fraction", "test_fraction"])
+def test_fractions_beside_folders_that_are_the_splits_are_refused(
+    tmp_path, mmseg, capsys, name
+):
+    assert run(tmp_path, "mmseg", f"--{name}=0.5") == command.REFUSED
+    rule = f"{name} is for a split that nothing else tells, got 0.5"
+    assert f"{rule} with the splits of layout mmseg; leave it out" in refusal(capsys)
 
 
 def test_a_test_without_masks_is_left_out_with_a_word(tmp_path, mmseg, capsys):

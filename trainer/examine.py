@@ -73,13 +73,51 @@ def _rule(
         colours = masks.BLACK_AND_WHITE
     if names:
         config.Config(class_names=tuple(names))
+    ignore_id = settings.ignore_id
+    if source.ignore_id is not None:
+        if ignore_id not in (Preparation.ignore_id, source.ignore_id):
+            raise ValueError(
+                f"ignore_id is for masks of which nothing tells it, got {ignore_id} with "
+                f"layout {settings.layout}, whose files tell {source.ignore_id}; leave it "
+                "out"
+            )
+        ignore_id = source.ignore_id
     rule = masks.Rule(
         num_classes=len(names) if names else None,
         offset=settings.mask_offset or source.mask_offset,
-        ignore_id=settings.ignore_id if source.ignore_id is None else source.ignore_id,
+        ignore_id=ignore_id,
         colours=colours,
     )
     return rule, names
+
+
+def _check_fractions(settings: Preparation, told: Mapping[str, str] | None) -> None:
+    """Raises ValueError where shares leave nothing to train on, or would cut nothing.
+
+    `told` is what lists or folders say of the splits.
+    """
+    val_fraction, test_fraction = settings.val_fraction, settings.test_fraction
+    if told is None:
+        if val_fraction + test_fraction >= 1:
+            raise ValueError(
+                "val_fraction and test_fraction must leave examples to train, got "
+                f"{val_fraction:g} and {test_fraction:g}"
+            )
+        return
+    there = set(told.values())
+    idle = {
+        "val_fraction": val_fraction and "validation" in there,
+        # 0 is as good as left out where there is no test to leave out.
+        "test_fraction": test_fraction != Preparation.test_fraction
+        and (test_fraction or "test" in there),
+    }
+    by = "lists" if settings.train_list else f"layout {settings.layout}"
+    for name, is_idle in idle.items():
+        if is_idle:
+            raise ValueError(
+                f"{name} is for a split that nothing else tells, got "
+                f"{getattr(settings, name):g} with the splits of {by}; leave it out"
+            )
 
 
 def listed(settings: Preparation) -> Listed:
@@ -103,6 +141,7 @@ def listed(settings: Preparation) -> Listed:
         if place.split:
             told = {**(told or {}), **{pair.stem: place.split for pair in those}}
     group_of = splits.groups(pairs, settings.group, wrong)
+    _check_fractions(settings, told)
     split_of = splits.complete(
         told, group_of, settings.val_fraction, settings.test_fraction, settings.seed
     )

@@ -137,11 +137,6 @@ class Preparation:
                 f"train_list must not be given with layout {self.layout}, whose folders "
                 "are the splits"
             )
-        if self.val_fraction + self.test_fraction >= 1:
-            raise ValueError(
-                "val_fraction and test_fraction must leave examples to train, got "
-                f"{self.val_fraction:g} and {self.test_fraction:g}"
-            )
         if self.group is None:
             return
         try:
