@@ -224,13 +224,28 @@ def test_lists_split_and_leave_out_what_they_do_not_name(tmp_path, folder):
     (tmp_path / "masks" / "p5.png").unlink()
     flags = [CLASSES]
     for split, text in (("train", "p0\np1.jpg\n"), ("val", "p2"), ("test", "p4\n\n")):
-        (tmp_path / split).write_text(text)
+        # As Windows writes it.
+        (tmp_path / split).write_text(text, encoding="utf-8-sig")
         flags.append(f"--{split}_list={tmp_path / split}")
     assert run(tmp_path, *flags) == 0
     data = opened(tmp_path)
     assert names(data.train) == ["p0.jpg", "p1.jpg"]
     assert names(data.val) == ["p2.jpg"]
     assert names(data.test) == ["p4.jpg"]
+
+
+@pytest.mark.parametrize(
+    "flag, what", [("train_list", "the list of train"), ("colors", "colors")]
+)
+def test_a_file_of_utf_16_is_refused_with_the_way_out(
+    tmp_path, folder, capsys, flag, what
+):
+    folder(1)
+    path = tmp_path / "saved"
+    path.write_text("p0\n", encoding="utf-16")  # By an editor of Windows.
+    assert run(tmp_path, f"--{flag}={path}") == command.REFUSED
+    told = f"segtrainer: {what} must be text in UTF-8, got {path}; save it so\n"
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize(

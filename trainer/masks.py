@@ -44,12 +44,18 @@ def read_class_map(path: str) -> tuple[tuple[str, ...], dict[int, int]]:
     pixels that count nowhere.
 
     Raises:
-        ValueError: Names the line that is not so, or says which classes are too few.
+        ValueError: If it is no text; names the line that is not so, or says which
+            classes are too few.
     """
     names: list[str] = []
     colours: dict[int, int] = {}
-    with open(path, encoding="utf-8-sig") as file:
-        lines = [line.strip() for line in file]
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = [line.strip() for line in file]
+    except UnicodeDecodeError:
+        raise ValueError(
+            f"colors must be text in UTF-8, got {path}; save it so"
+        ) from None
     for number, line in enumerate(lines, 1):
         if not line or line.startswith("#"):
             continue

@@ -23,6 +23,9 @@ def read_lists(
         in_columns: Whether more follows after a name and a space; lines with # are
             comments then.
         defects: What is wrong is added to it.
+
+    Raises:
+        ValueError: If a list is no text.
     """
     known = {}
     for file in files_in(images):
@@ -30,8 +33,13 @@ def read_lists(
         known[path] = known[os.path.splitext(path)[0]] = os.path.splitext(path)[0]
     split_of: dict[str, str] = {}
     for split, path in lists.items():
-        with open(path, encoding="utf-8") as text:
-            lines = [line.strip() for line in text if line.strip()]
+        try:
+            with open(path, encoding="utf-8-sig") as text:
+                lines = [line.strip() for line in text if line.strip()]
+        except UnicodeDecodeError:
+            raise ValueError(
+                f"the list of {split} must be text in UTF-8, got {path}; save it so"
+            ) from None
         if in_columns:
             lines = [line.split()[0] for line in lines if not line.startswith("#")]
         if not lines:
