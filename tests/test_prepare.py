@@ -601,6 +601,7 @@ def test_a_bucket_gets_the_description_last(tmp_path, folder, monkeypatch):
         (["--group=("], "group must be a regular expression"),
         (["--group=p"], "group needs a validation split"),
         (["--class_names=one"], "class_names must be at least two names"),
+        (["--class_names=a, b"], "class_names must have no blanks around a name"),
         (["--imges=x"], "imges"),
     ],
 )

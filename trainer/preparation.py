@@ -66,6 +66,7 @@ class Preparation:
             )
         self._check_splits()
         if self.class_names is not None:  # By the rules of the run that will use them.
+            config.check_names(self.class_names)
             config.Config(class_names=self.class_names)
 
     def _check_dataset(self) -> None:
