@@ -209,8 +209,10 @@ def test_of_examples_that_are_alike_the_earlier_ones_are_shown():
 def test_ticks_are_round_and_hold_the_range():
     assert charts.ticks(0, 240, integers=True) == [0, 50, 100, 150, 200, 250]
     assert charts.ticks(0, 1, integers=True) == [0, 1]
-    for low, high in ((0.3, 0.9), (0.0, 0.0), (2e-5, 1e-3), (-1, 1e6), (0.5, 0.5)):
+    ranges = ((0.3, 0.9), (0.0, 0.0), (2e-5, 1e-3), (-1, 1e6), (0.5, 0.5))
+    for low, high in (*ranges, (0.38, np.nextafter(0.38, 1))):
         found = charts.ticks(low, high)
+        assert found[0] < found[-1]
         assert found[0] <= low + 1e-12 and high <= found[-1] + 1e-12
         assert 2 <= len(found) <= charts.TICKS + 2
 

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shutil
+import struct
 
 import numpy as np
 import pytest
@@ -168,6 +169,18 @@ def test_each_kind_of_file_is_read(kind, channels):
     pixels = grey if channels == 1 else np.stack([grey] * 3, -1)
     data = file_of(pixels, kind, **({"lossless": True} if kind == "WEBP" else {}))
     np.testing.assert_array_equal(decoding.decode(data), np.stack([grey] * 3, -1))
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_a_bmp_of_16_or_32_bits_is_read(bits):
+    """As Pillow reads but does not write them: a red pixel, a blue one."""
+    red_and_blue = struct.pack("<2H", 31 << 10, 31)
+    if bits == 32:
+        red_and_blue = bytes([0, 0, 255, 0, 255, 0, 0, 0])
+    sizes = (40, 2, 1, 1, bits, 0, len(red_and_blue), 0, 0, 0, 0)
+    head = struct.pack("<2sI2HI", b"BM", 54 + len(red_and_blue), 0, 0, 54)
+    data = head + struct.pack("<I2i2H6I", *sizes) + red_and_blue
+    np.testing.assert_array_equal(decoding.decode(data), [[[255, 0, 0], [0, 0, 255]]])
 
 
 def test_edges_are_where_classes_meet():

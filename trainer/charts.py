@@ -138,7 +138,9 @@ def ticks(low: float, high: float, integers: bool = False) -> list[float]:
         high: Its end.
         integers: Whether they are to be whole numbers.
     """
-    span = (high - low) or abs(high) or 1.0
+    span = high - low
+    if span <= 1e-12 * abs(high):  # Too near for numbers between them.
+        span = abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(span / TICKS))
     every = next(m * power for m in (1, 2, 5, 10) if m * power * TICKS >= span * 0.99)
     if integers:

@@ -13,8 +13,9 @@ from trainer import masks, terminal
 
 # Read by TensorFlow, as examples of a data set are and as an exported model does.
 # Another JPEG decoder, or another version, gives other pixels.
-BY_TENSORFLOW = ("JPEG", "PNG", "GIF", "BMP")
-BY_PILLOW = ("TIFF", "WEBP")  # Which TensorFlow does not read.
+BY_TENSORFLOW = ("JPEG", "PNG", "GIF")
+# Which TensorFlow does not read; of BMP only those of 24 bits, as Pillow does.
+BY_PILLOW = ("BMP", "TIFF", "WEBP")
 MIRRORED = (2, 3, 6, 7)  # EXIF orientations, once those from 5 on are transposed.
 UPSIDE_DOWN = (3, 4, 7, 8)
 
@@ -38,10 +39,7 @@ def decode(data: bytes) -> np.ndarray:
         raise ValueError("is empty")
     try:
         with Image.open(io.BytesIO(data), formats=BY_TENSORFLOW + BY_PILLOW) as picture:
-            # Pillow alone reads a BMP of other than 24 bits.
-            by_pillow = picture.format in BY_PILLOW or (
-                picture.format == "BMP" and picture.mode != "RGB"
-            )
+            by_pillow = picture.format in BY_PILLOW
             orientation = 1 if by_pillow else _orientation(picture)
         if by_pillow:
             upright, _ = masks.open_image(data)
