@@ -390,6 +390,11 @@ def test_of_tensorflows_messages_the_line_that_says_what_happened_is_shown():
     assert terminal.one_line(error) == "OOM when allocating tensor with shape[64,256]"
 
 
+@pytest.mark.parametrize("text", ["", " ", "ValueError: ", "{{function_node x}} "])
+def test_a_mishap_that_says_nothing_is_told_by_its_kind(text):
+    assert terminal.one_line(ValueError(text)) == "ValueError"
+
+
 # ---------------------------------------------------------------------------
 # Damaged checkpoints
 

@@ -23,7 +23,7 @@ def expected(error: Exception) -> bool:
 
 def one_line(error: Exception) -> str:
     """Returns what a mishap was, without where in the code."""
-    text = getattr(error, "message", None) or str(error) or type(error).__name__
+    text = getattr(error, "message", None) or str(error)
     text = re.sub(r"{{function_node .*?}} ?", "", text)
     text = re.sub(r"^(\w+Error: )+", "", text)  # Of Python, through TensorFlow.
     # A store answers with JSON; what it says is in the first "message".
@@ -31,6 +31,7 @@ def one_line(error: Exception) -> str:
         r""" with body '{.*?"message": ?"(.*?)".*'""", r": \1", text, flags=re.DOTALL
     )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = lines or [type(error).__name__]
     # TensorFlow tells first where in its graph it was, then what happened, then when.
     what = next((x for x in lines if not x.startswith(GRAPH_LINES)), lines[0])
     when = next((f" {x}" for x in lines if x.startswith("when ")), "")
