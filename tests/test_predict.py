@@ -162,6 +162,32 @@ def test_a_picture_is_turned_as_exif_says(orientation):
     assert np.abs(found.astype(int) - expected).max() <= 8  # Of two JPEG decoders.
 
 
+# How a picture is stored whose place EXIF tells so. Source: EXIF 2.32, tag 274,
+# Orientation: where row 0 and column 0 are.
+STORED = {
+    0: lambda upright: upright,
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: lambda upright: upright.swapaxes(0, 1)[::-1],
+    7: lambda upright: upright.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda upright: upright.swapaxes(0, 1)[:, ::-1],
+    9: lambda upright: upright,
+}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_a_picture_of_each_orientation_comes_back_upright(kind, orientation):
+    upright = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = file_of(np.ascontiguousarray(STORED[orientation](upright)), kind, exif=exif)
+    np.testing.assert_array_equal(decoding.decode(data), upright)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "WEBP"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_each_kind_of_file_is_read(kind, channels):

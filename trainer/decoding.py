@@ -7,7 +7,7 @@ import io
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from trainer import masks, terminal
 
@@ -16,8 +16,6 @@ from trainer import masks, terminal
 BY_TENSORFLOW = ("JPEG", "PNG", "GIF")
 # Which TensorFlow does not read; of BMP only those of 24 bits, as Pillow does.
 BY_PILLOW = ("BMP", "TIFF", "WEBP")
-MIRRORED = (2, 3, 6, 7)  # EXIF orientations, once those from 5 on are transposed.
-UPSIDE_DOWN = (3, 4, 7, 8)
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -44,7 +42,8 @@ def decode(data: bytes) -> np.ndarray:
         if by_pillow:
             upright, _ = masks.open_image(data)
             return np.asarray(upright.convert("RGB"))
-        return turn(_by_tensorflow(data), orientation)
+        decoded = _by_tensorflow(data)
+        return decoded if orientation == 1 else _turn(decoded, orientation)
     except UnidentifiedImageError:
         raise ValueError(
             "is no JPEG, PNG, GIF, BMP, TIFF or WebP, or its head is damaged"
@@ -77,25 +76,11 @@ def pixels(data: tf.Tensor) -> tf.Tensor:
     return image
 
 
-def turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Returns a picture upright.
-
-    Args:
-        image: (H, W, ...) as the file has it; from orientation 5 on, (W, H, ...).
-        orientation: Of EXIF, 1 to 8; another is taken for 1, upright.
-
-    Returns:
-        (H, W, ...) of the same type.
-
-    Source: EXIF 2.32, tag 274, Orientation: where row 0 and column 0 are.
-    """
-    if orientation in (5, 6, 7, 8):
-        image = image.swapaxes(0, 1)
-    if orientation in MIRRORED:
-        image = image[:, ::-1]
-    if orientation in UPSIDE_DOWN:
-        image = image[::-1]
-    return np.ascontiguousarray(image)
+def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Returns a picture (H, W, 3) upright, as Pillow turns those that it reads."""
+    picture = Image.fromarray(image)
+    picture.getexif()[masks.ORIENTATION] = orientation
+    return np.asarray(ImageOps.exif_transpose(picture))
 
 
 def _by_tensorflow(data: bytes) -> np.ndarray:
