@@ -21,25 +21,31 @@ SHAPES = dict(
 )
 
 
-def test_a_download_that_fails_is_told_in_one_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        (
+            "Failed to get url https://example.org/a. HTTP code: 404.\n",
+            "Failed to get url https://example.org/a. HTTP code: 404",
+        ),
+        (" ", "DownloadError"),
+    ],
+    ids=["text", "blank"],
+)
+def test_a_download_that_fails_is_told_in_one_line(tmp_path, monkeypatch, text, told):
     class DownloadError(Exception):
         """As TFDS', of no kind of Python's own."""
 
     def failing(*_):
-        raise DownloadError(
-            "Failed to get url https://example.org/a. HTTP code: 404.\n"
-        )
+        raise DownloadError(text)
 
     builder = tfds.core.DatasetBuilder
     monkeypatch.setattr(builder, "download_and_prepare", failing)
-    with pytest.raises(OSError) as told:
+    with pytest.raises(OSError) as mishap:
         dataset.open_dataset(
             "oxford_iiit_pet", data_dir=str(tmp_path), download=True, val_fraction=0.3
         )
-    assert str(told.value) == (
-        "TFDS could not prepare oxford_iiit_pet: Failed to get url "
-        "https://example.org/a. HTTP code: 404"
-    )
+    assert str(mishap.value) == f"TFDS could not prepare oxford_iiit_pet: {told}"
 
 
 def open_pets(data_dir, **settings):

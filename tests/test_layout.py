@@ -34,7 +34,6 @@ LEAVES = {
         "clock",
         "cluster",
         "flags",
-        "dataset",
         "encoders",
         "examples",
         "files",
@@ -153,7 +152,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pack": {
         *("checks", "dataset", "examine", "masks", "preparation", "shards", "splits"),
     },
-    "fetch": {"dataset", "files", "shards", "terminal"},
+    "dataset": {"terminal"},
+    "fetch": {"dataset", "files", "shards"},
     "checks": {"defects", "folders", "masks"},
     "step": {"averaging", "losses", "sums"},
     "evaluation_step": {"losses", "metrics"},

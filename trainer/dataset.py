@@ -9,6 +9,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from trainer import terminal
+
 PUBLIC_DIR = "gs://tfds-data/datasets"  # Where TFDS keeps prepared data sets for all.
 SAMPLE_DIR = os.path.join(os.path.dirname(__file__), "assets", "sample")
 
@@ -171,13 +173,11 @@ def _builder(name: str, data_dir: str, download: bool) -> tfds.core.DatasetBuild
             return tfds.builder_from_directory(data_dir)
         builder = tfds.builder(name, data_dir=data_dir)
         if download:
-            _fetch(builder)
+            prepare(builder)
     except refused as error:
-        # TFDS puts what it was called with in front of the reason.
-        reason = str(error).splitlines()[0].split('}": ')[-1].rstrip(".: ")
         raise ValueError(
             f"data_dir must hold the TFDS data set {name}, got {data_dir} with "
-            f"{_listing(data_dir)}: {reason}"
+            f"{_listing(data_dir)}: {reason(error)}"
         ) from None
     if not builder.info.splits:
         raise ValueError(
@@ -192,17 +192,23 @@ def _builder(name: str, data_dir: str, download: bool) -> tfds.core.DatasetBuild
     return builder
 
 
-def _fetch(builder: tfds.core.DatasetBuilder) -> None:
-    """Has TFDS download and prepare a data set.
+def prepare(builder: tfds.core.DatasetBuilder, **options: Any) -> None:
+    """Has TFDS download and prepare a data set, with options of its own.
 
     Raises:
         OSError: If that fails, in whatever way.
     """
     try:
-        builder.download_and_prepare()
+        builder.download_and_prepare(**options)
     except Exception as error:  # Of a builder's code, which is not ours.
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-        raise OSError(f"TFDS could not prepare {builder.name}: {reason}") from error
+        raise OSError(
+            f"TFDS could not prepare {builder.name}: {reason(error)}"
+        ) from error
+
+
+def reason(error: Exception) -> str:
+    """Returns what TFDS said, without what it was called with, which it puts in front."""
+    return terminal.one_line(error).split('}": ')[-1].rstrip(".: ")
 
 
 def _told(info: tfds.core.DatasetInfo) -> dict[str, Any]:

@@ -6,12 +6,11 @@ import os
 import pathlib
 import shlex
 import sys
-from collections.abc import Iterator
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from trainer import dataset, files, shards, terminal
+from trainer import dataset, files, shards
 
 
 def folder_of(name: str, data_dir: str) -> str:
@@ -57,8 +56,8 @@ def fetch(name: str, data_dir: str, folder: str, download_dir: str | None) -> st
         if not sys.stderr.isatty():
             tfds.disable_progress_bar()
         # It prints where it works, and that this is for good.
-        with _mishaps(name), contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(download_dir=archives)
+        with contextlib.redirect_stdout(io.StringIO()):
+            dataset.prepare(builder, download_dir=archives)
         return pathlib.Path(builder.data_path)
 
     return shards.put_whole(data_dir, folder, make, made_in=download_dir)
@@ -82,18 +81,6 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     try:
         return tfds.builder(name, data_dir=data_dir)
     except (ValueError, AssertionError, ImportError) as error:
-        # TFDS puts what it was called with in front of the reason.
-        reason = terminal.one_line(error).split('}": ')[-1].rstrip(".: ")
         raise ValueError(
-            f"dataset must be one of TFDS' own, got {name}: {reason}"
+            f"dataset must be one of TFDS' own, got {name}: {dataset.reason(error)}"
         ) from None
-
-
-@contextlib.contextmanager
-def _mishaps(name: str) -> Iterator[None]:
-    """Tells in one line what goes wrong in a builder's code, which is not ours."""
-    try:
-        yield
-    except Exception as error:
-        reason = terminal.one_line(error).rstrip(".")
-        raise OSError(f"TFDS could not prepare {name}: {reason}") from error
