@@ -197,6 +197,17 @@ def test_directory_of_one_version_is_a_data_dir_too(pets, shapes, name):
         assert os.path.dirname(opened.train.files[0]) == version_dir
 
 
+def test_a_folder_of_one_version_is_compared_with_what_is_asked(pets):
+    folder = os.path.join(pets(6), "oxford_iiit_pet", "4.0.0")
+    # By a run from before, or to judge a model on another data set of its classes.
+    opened = dataset.open_dataset("cars", data_dir=folder, val_fraction=0.3)
+    for name in ("oxford_iiit_pet", "OxfordIiitPet", "oxford_iiit_pet:4.*.*"):
+        dataset.check_asked(name, opened)
+    for name in ("cars", "oxford_iiit_pet:4.1.0", "no.name"):
+        with pytest.raises(ValueError, match="; give --dataset=oxford_iiit_pet$"):
+            dataset.check_asked(name, opened)
+
+
 def write_pictures(data_dir, image_feature, mask_feature, image_of):
     """Writes a data set "pictures" with these features; `image_of` makes the image."""
     features = tfds.features.FeaturesDict(
@@ -275,13 +286,24 @@ def test_a_missing_file_of_a_split_is_named(pets):
         open_pets(data_dir)
 
 
-def test_files_of_another_format_are_refused(pets):
-    data_dir = pets(6)
+@pytest.mark.parametrize("name", ["oxford_iiit_pet", "shapes"])
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"fileFormat": "riegeli"}, "in files of tfrecord, got riegeli"),
+        ({"splits": []}, "data_dir must hold the TFDS data set .*; prepare it there"),
+    ],
+    ids=["format", "splits"],
+)
+def test_files_of_another_format_or_of_no_split_are_refused(
+    pets, shapes, name, changed, words
+):
+    data_dir = pets(6) if name == "oxford_iiit_pet" else shapes()
     [path] = pathlib.Path(data_dir).glob("*/*/dataset_info.json")
-    about = json.loads(path.read_text()) | {"fileFormat": "riegeli"}
-    path.write_text(json.dumps(about))
-    with pytest.raises(ValueError, match="in files of tfrecord, got riegeli"):
-        open_pets(data_dir)
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    for directory in (data_dir, path.parent):
+        with pytest.raises(ValueError, match=words):
+            dataset.open_dataset(name, data_dir=str(directory), **SHAPES)
 
 
 def test_files_of_a_format_that_is_not_told_are_tfrecord(pets):

@@ -209,6 +209,15 @@ DATA = {
     "oxford_iiit_pet cannot be loaded at version 9.9.9, only: 4.0.0",
     "--dataset=my.pets": "data_dir must hold the TFDS data set my.pets, got {pets} with "
     "oxford_iiit_pet in it: ...",
+    "--data_dir={shapes}/shapes/4.0.0 --mask_feature=labels --image_feature=photo "
+    "--class_names=a,b": "dataset must be that of the folder that data_dir names, got "
+    "oxford_iiit_pet with shapes:4.0.0 in {shapes}/shapes/4.0.0; give --dataset=shapes",
+    "--data_dir={pets}/oxford_iiit_pet/4.0.0 --dataset=oxford_iiit_pet:9.9.9": "dataset "
+    "must be that of the folder that data_dir names, got oxford_iiit_pet:9.9.9 with "
+    "oxford_iiit_pet:4.0.0 in {pets}/oxford_iiit_pet/4.0.0; give "
+    "--dataset=oxford_iiit_pet",
+    "--data_dir={pets}/oxford_iiit_pet/4.0.0 --dataset=my.pets": "dataset must be that of "
+    "the folder that data_dir names, got my.pets with ...; give --dataset=oxford_iiit_pet",
     "--train_split=trian": "train_split must be a split of oxford_iiit_pet, got "
     "'trian'; it has train, test",
     "--train_split=train[:50%]": "train_split must be a split of oxford_iiit_pet, got "

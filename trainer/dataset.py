@@ -149,6 +149,26 @@ def stored_split(opened: Dataset, name: str) -> Split:
     return _split(tfds.builder_from_directory(folder).info, "split", name)
 
 
+def check_asked(name: str, opened: Dataset) -> None:
+    """Raises ValueError where a folder of one version holds another than is asked for.
+
+    Its run would be kept under the name of another data set.
+    """
+    try:
+        asked, how = tfds.core.naming.parse_builder_name_kwargs(name)
+        right = asked.name == opened.name
+        if "version" in how:
+            right &= tfds.core.Version(opened.version).match(how["version"])
+    except ValueError:  # No name of TFDS.
+        right = False
+    if not right:
+        folder = os.path.dirname(opened.train.files[0])
+        raise ValueError(
+            f"dataset must be that of the folder that data_dir names, got {name} with "
+            f"{opened.name}:{opened.version} in {folder}; give --dataset={opened.name}"
+        )
+
+
 def limited(split: Split, limit: int | None) -> Split:
     """Returns the first examples of each shard, `limit` in all."""
     lengths = split.shard_lengths
@@ -170,10 +190,11 @@ def _builder(name: str, data_dir: str, download: bool) -> tfds.core.DatasetBuild
     )
     try:
         if tf.io.gfile.exists(os.path.join(data_dir, "features.json")):
-            return tfds.builder_from_directory(data_dir)
-        builder = tfds.builder(name, data_dir=data_dir)
-        if download:
-            prepare(builder)
+            builder = tfds.builder_from_directory(data_dir)
+        else:
+            builder = tfds.builder(name, data_dir=data_dir)
+            if download:
+                prepare(builder)
     except refused as error:
         raise ValueError(
             f"data_dir must hold the TFDS data set {name}, got {data_dir} with "

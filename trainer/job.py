@@ -155,6 +155,7 @@ def prepare(
         same_run.check_settings(state, saved)
     else:
         same_run.check_begun(directories)
+        dataset.check_asked(settings.dataset, opened)
 
     strategy = distribution.make_strategy(
         settings.strategy,
