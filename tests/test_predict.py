@@ -122,6 +122,44 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_done(
     assert len(list(out.rglob("*a.png"))) == 2 and not (out / "cut.png").exists()
 
 
+def test_what_cannot_be_written_is_named_and_the_rest_is_done(
+    run, photos, tmp_path, capsys, caplog
+):
+    long = photos / f"{'a' * 246}.png"  # With _overlay.jpg it is no name of a file.
+    shutil.copy(photos / "a.png", long)
+    assert predicted(run, tmp_path / "out", str(photos)) == 1
+    told = caplog.text + capsys.readouterr().err
+    assert f"skipped {long}: " in told and "1 of 4 images could not be" in told
+    names = sorted(path.name for path in (tmp_path / "out").rglob("*.png"))
+    assert names == ["a.png", "a.png", "b.png"]
+    assert predicted(run, tmp_path / "bare", str(photos), "--nooverlays") == 0
+
+
+def test_a_photograph_that_is_too_long_for_jpeg_has_a_shorter_overlay(
+    run, photos, tmp_path
+):
+    Image.new("RGB", (66000, 8)).save(photos / "LONG.png")
+    assert predicted(run, tmp_path, str(photos)) == 0
+    assert opened(tmp_path / "LONG.png").size == (66000, 8)
+    assert opened(tmp_path / "LONG_overlay.jpg").size == (65500, 8)
+
+
+def test_a_full_disk_is_not_taken_for_one_photographs_fault(
+    run, photos, tmp_path, monkeypatch, capsys
+):
+    from trainer import files
+
+    def full(path, data):
+        raise tf.errors.ResourceExhaustedError(None, None, f"{path}; No space left")
+
+    write = files.write
+    monkeypatch.setattr(
+        files, "write", lambda *a: (write if a[0].endswith(".json") else full)(*a)
+    )
+    assert predicted(run, tmp_path / "out", str(photos)) == 1
+    assert capsys.readouterr().err.endswith("_overlay.jpg; No space left\n")
+
+
 @pytest.mark.parametrize(
     ("args", "line"),
     [

@@ -6,11 +6,12 @@ Letters: H and W the picture's own height and width in pixels, C classes.
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 SHARE = 0.45  # Of the class's colour, inside; what is photographed must stay visible.
 LINE = 1 / 400  # Width of outlines on either side, over the shorter side.
 QUALITY = 90  # Of JPEG.
+LONGEST = 65500  # Side of a JPEG, pixels, that libjpeg writes: its JPEG_MAX_DIMENSION.
 
 
 def indexed(ids: np.ndarray, colours: np.ndarray) -> Image.Image:
@@ -53,7 +54,9 @@ def edges(ids: np.ndarray, width: int) -> np.ndarray:
 
 
 def jpeg(picture: Image.Image) -> bytes:
-    """Returns a picture as a JPEG file."""
+    """Returns a picture as a JPEG file; one that is too long for it is shrunk."""
     buffer = io.BytesIO()
+    if max(picture.size) > LONGEST:
+        picture = ImageOps.contain(picture, (LONGEST, LONGEST))
     picture.save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue()

@@ -80,7 +80,7 @@ def run(
     write: Write,
     skip: Skip,
 ) -> Iterator[Any]:
-    """Yields what `write` returns for each photograph that can be read, in their order.
+    """Yields what `write` returns for each photograph that it can be of, in their order.
 
     Args:
         photographs: Of `photographs.find`.
@@ -88,14 +88,28 @@ def run(
         batch_size: N.
         look: Returns probabilities, in this thread.
         write: Makes of a photograph and them what is asked for, in several threads.
-        skip: Told each photograph that cannot be read, and why; in this thread.
+        skip: Told each photograph that cannot be read or written, and why; in this
+            thread.
     """
-    return flow(
+
+    def written(pair: tuple[Read, tf.Tensor]) -> tuple[Any, str | None]:
+        try:
+            return write(*pair), None
+        # Of this one's name or pixels. A full disk, or a bucket that does not answer,
+        # is no other for the next one.
+        except tf.errors.InvalidArgumentError as error:
+            return pair[0].photograph, terminal.one_line(error)
+
+    for made, why in flow(
         photographs,
         lambda photograph: _read(photograph, size),
         lambda reads: _looked_at(_readable(reads, skip), batch_size, look),
-        lambda pair: write(*pair),
-    )
+        written,
+    ):
+        if why is None:
+            yield made
+        else:
+            skip(made, why)
 
 
 def flow(

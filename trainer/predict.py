@@ -2,8 +2,8 @@
 
     python -m trainer.predict --job_dir=runs/cars --output_dir=masks photos
 
-Exit codes: 0 all predicted; 1 some could not be read, or stopped on the way; 2 refused,
-nothing written. Letters: H and W a photograph's own height and width, C classes.
+Exit codes: 0 all predicted; 1 some could not be read or written, or stopped on the way; 2
+refused, nothing written. Letters: H and W a photograph's own height and width, C classes.
 """
 
 import dataclasses
@@ -158,8 +158,8 @@ def _predict(
     for id, name in enumerate(model.class_names if masks else ()):
         print(f"  class {id} {name}: {pixels[id] / pixels.sum():.1%} of the pixels")
     if skipped:
-        reason = f"{skipped} of {len(found)} images could not be read, named above"
-        return terminal.stopped(command.FAILED, reason)
+        reason = f"{skipped} of {len(found)} images could not be read or written"
+        return terminal.stopped(command.FAILED, f"{reason}, named above")
     return 0
 
 
@@ -181,7 +181,7 @@ def write(
     ids, probabilities = pipeline.ids_of(read, seen)
     mask = overlay.indexed(ids, colours)
     path = os.path.join(settings.output_dir or "", read.photograph.name)
-    files.write(path + MASK, masks.png(mask))
+    # The longest name first: where it is too long, nothing of the photograph is written.
     if settings.overlays:
         files.write(path + OVERLAY, overlay.jpeg(overlay.blend(read.image, mask)))
     if settings.probabilities:
@@ -189,6 +189,7 @@ def write(
         half = probabilities.numpy().astype(np.float16)
         np.savez_compressed(buffer, probabilities=half)
         files.write(path + PROBABILITIES, buffer.getvalue())
+    files.write(path + MASK, masks.png(mask))
     return np.bincount(ids.ravel(), minlength=len(colours))
 
 
