@@ -354,6 +354,9 @@ def test_what_cannot_be_evaluated_is_refused(run, tmp_path, shapes, pets, refuse
     )
     assert "must hold the TFDS data set shapes" in told(f"--data_dir={pets(4)}")
     assert told("--window=slide", "--at=64").endswith("got slide; add --at=original")
+    assert told("--overlap=0.3", "--at=original").startswith(
+        "overlap must be given with --window=slide, got 0.3 with whole; add --window="
+    )
     for at in ("both", "0", "12.5", "10000"):
         assert "at must be model, original or a side" in told(f"--at={at}")
     assert "worst must be at most 64" in told("--worst=65")

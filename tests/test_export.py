@@ -314,6 +314,10 @@ def test_a_link_to_an_earlier_export_is_replaced_each_time(run, tmp_path):
         (["--job_dir={run}", "--litert=half"], "litert must be one of"),
         (["--job_dir={run}", "--data_dir=d"], "data_dir must be given with litert"),
         (["--job_dir={run}", "--litert=int8", "--data_dir={tmp}/d"], "data_dir"),
+        (
+            ["--job_dir={run}", "--litert=float", "--calibration_examples=9"],
+            "calibration_examples must be given with litert int8 or both, got 9 with",
+        ),
         (["--job_dir={run}", "extra"], "unexpected argument 'extra'"),
     ],
 )

@@ -170,6 +170,7 @@ def test_a_full_disk_is_not_taken_for_one_photographs_fault(
         (["{photos}", "--job_dir={photos}"], "job_dir must hold a run"),
         (["{photos}/*.tif", "{photos}"], "{photos}/*.tif: nothing is there"),
         (["{photos}", "--window=slide", "--overlap=1"], "overlap must be at most 0.9"),
+        (["{photos}", "--overlap=0.3"], "got 0.3 with whole; add --window=slide, or"),
         (["{photos}", "--tta=twice"], "tta must be one of none, flip"),
         (["{photos}", "--overlay"], "Unknown command line flag 'overlay'"),
     ],

@@ -45,6 +45,11 @@ class Evaluation:
                 f"window must be whole with --at={self.at}, where an image is one window, "
                 "got slide; add --at=original"
             )
+        if self.window == "whole" and self.overlap != Evaluation.overlap:
+            raise ValueError(
+                f"overlap must be given with --window=slide, got {self.overlap} with "
+                "whole; add --window=slide --at=original, or leave it out"
+            )
 
 
 def name(settings: Evaluation) -> str:

@@ -50,6 +50,12 @@ class Export:
             raise ValueError(
                 f"data_dir must be given with litert int8 or both, got {self.litert}"
             )
+        count = self.calibration_examples
+        if count != Export.calibration_examples and self.litert not in ("int8", "both"):
+            raise ValueError(
+                "calibration_examples must be given with litert int8 or both, got "
+                f"{count} with {self.litert}; add --litert=int8, or leave it out"
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

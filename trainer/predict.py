@@ -57,6 +57,11 @@ class Prediction:
             raise ValueError("images must be given: files, folders or patterns")
         if not all(self.images):
             raise ValueError("images must not be empty names; leave them out instead")
+        if self.window == "whole" and self.overlap != Prediction.overlap:
+            raise ValueError(
+                f"overlap must be given with --window=slide, got {self.overlap} with "
+                "whole; add --window=slide, or leave it out"
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
