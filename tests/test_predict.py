@@ -419,6 +419,44 @@ def test_only_an_earlier_prediction_is_written_over(run, photos, tmp_path, capsy
     assert "with those of others; give another" in capsys.readouterr().err
 
 
+def test_of_a_photograph_only_the_files_that_were_made_of_it_are_ours(
+    run, photos, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    assert predicted(run, out, str(photos), "--nooverlays") == 0
+    for mine in ("a.npz", "sub/a_overlay.jpg"):
+        (out / mine).write_text("mine")
+        assert predicted(run, out, str(photos), "--probabilities") == 2
+        assert f"{mine}; give another" in capsys.readouterr().err
+        assert (out / mine).read_text() == "mine"
+        (out / mine).unlink()
+    assert predicted(run, out, str(photos), "--probabilities") == 0
+    assert predicted(run, out, str(photos), "--nooverlays") == 0
+    assert predicted(run, out, str(photos), "--probabilities") == 0
+    index = json.loads((out / "classes.json").read_text())
+    assert index["endings"]["sub/a"] == [".npz", ".png", "_overlay.jpg"]
+    del index["endings"]  # As it was before.
+    (out / "classes.json").write_text(json.dumps(index))
+    assert predicted(run, out, str(photos), "--probabilities") == 0
+
+
+def test_of_a_photograph_that_was_skipped_no_file_is_ours(run, photos, tmp_path):
+    out, other = tmp_path / "out", tmp_path / "other"
+    shutil.copytree(photos, other)
+    assert predicted(run, out, str(photos / "b.jpg")) == 0
+    for name in ("a.png", "b.jpg"):
+        (photos / name).write_bytes(b"")
+    assert predicted(run, out, str(photos)) == 1
+    index = json.loads((out / "classes.json").read_text())
+    assert index["images"].keys() == index["endings"].keys() == {"b", "sub/a"}
+    (out / "a.png").write_text("drawn by hand")
+    shutil.copytree(other, photos, dirs_exist_ok=True)
+    assert predicted(run, out, str(photos)) == 2
+    assert (out / "a.png").read_text() == "drawn by hand"
+    (out / "a.png").unlink()
+    assert predicted(run, out, str(photos)) == 0
+
+
 def test_a_mask_is_not_written_over_by_that_of_another_photograph(
     run, photos, tmp_path, capsys
 ):

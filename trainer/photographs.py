@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainer import files
+from trainer import files, index
 from trainer.folders import PICTURES, readable
 
 NAMED = 3  # Paths that a refusal shows.
@@ -66,7 +66,6 @@ def check_targets(
     photographs: Sequence[Photograph],
     output_dir: str,
     endings: Sequence[str],
-    index: str,
 ) -> dict[str, Any]:
     """Refuses to write over a photograph, over another's mask or over what is not ours.
 
@@ -74,10 +73,9 @@ def check_targets(
         photographs: Of `find`.
         output_dir: Where files are written.
         endings: What they have after a photograph's name, one file for each.
-        index: File in output_dir by which an earlier prediction is known.
 
     Returns:
-        That file, JSON; nothing where there is none.
+        The index of earlier predictions there; nothing where there is none.
 
     Raises:
         ValueError: Names the first file that would be lost.
@@ -98,11 +96,9 @@ def check_targets(
                     "images must have different names without their endings, got "
                     f"{other} and {one.path}, both to become {target}; rename one"
                 )
-    earlier = files.read_json(os.path.join(output_dir, index))
-    ours = {"classes", "checkpoint", "step"} <= earlier.keys()
-    if not ours or not isinstance(earlier.get("images"), dict):
-        earlier = {}
-        target_of[os.path.join(output_dir, index)] = index
+    earlier = index.read(output_dir)
+    if not earlier:
+        target_of[os.path.join(output_dir, index.NAME)] = index.NAME
     seen = earlier.get("images", {})
     for one in photographs:
         if seen.get(one.name, real(one.path)) != real(one.path):
@@ -110,9 +106,7 @@ def check_targets(
                 f"output_dir must not hold the mask of another image of that name, got "
                 f"{output_dir} with that of {seen[one.name]} for {one.path}; give another"
             )
-    anew = {
-        os.path.join(output_dir, name + ending) for name in seen for ending in endings
-    }
+    anew = {os.path.join(output_dir, name) for name in index.written(earlier)}
     by_folder = collections.defaultdict(set)
     for target in target_of.keys() - anew:
         by_folder[os.path.dirname(target)].add(os.path.basename(target))

@@ -12,7 +12,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainer import command, flags, terminal
 from trainer.flags import setting
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from trainer.photographs import Photograph
     from trainer.pipeline import Look, Read
     from trainer.trained import Trained
-
-INDEX = "classes.json"
-MASK, OVERLAY, PROBABILITIES = ".png", "_overlay.jpg", ".npz"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,15 +70,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _ready(settings: Prediction) -> Callable[[], int]:
     """Returns the work, all that could refuse it having been looked at."""
-    from trainer import contract, files, photographs, pictures, trained
+    from trainer import contract, files, index, photographs, pictures, trained
 
     assert settings.job_dir and settings.output_dir and settings.images
     found = photographs.find(settings.images, settings.output_dir)
-    endings = [MASK, OVERLAY] if settings.overlays else [MASK]
-    endings += [PROBABILITIES] if settings.probabilities else []
+    endings = [index.MASK, *([index.OVERLAY] if settings.overlays else [])]
+    endings += [index.PROBABILITIES] if settings.probabilities else []
     model = trained.load(settings.job_dir, settings.checkpoint)
     # Last, so that another prediction there hardly comes between reading and writing it.
-    earlier = photographs.check_targets(found, settings.output_dir, endings, INDEX)
+    earlier = photographs.check_targets(found, settings.output_dir, endings)
     colours = pictures.palette(len(model.class_names))
     classes = contract.classes(model.class_names)
     if earlier and earlier["classes"] != classes:
@@ -89,19 +86,12 @@ def _ready(settings: Prediction) -> Callable[[], int]:
             "output_dir must be new or hold masks of the model's classes, got "
             f"{settings.output_dir} with those of others; give another --output_dir"
         )
-    index = {
-        "classes": classes,
-        "checkpoint": model.checkpoint,  # Of the last prediction.
-        "step": model.step,
-        "images": {
-            **earlier.get("images", {}),
-            **{one.name: photographs.real(one.path) for one in found},
-        },
-    }
+    about = {"classes": classes, "checkpoint": model.checkpoint, "step": model.step}
+    paths = {one.name: photographs.real(one.path) for one in found}
     for folder in sorted({os.path.dirname(one.name) for one in found}):
         files.make_directory(os.path.join(settings.output_dir, folder))
-    files.write_json(os.path.join(settings.output_dir, INDEX), index)
-    return functools.partial(_predict, settings, model, found, colours)
+    index.write(settings.output_dir, earlier, about, paths, endings)
+    return functools.partial(_predict, settings, model, found, colours, earlier)
 
 
 def look(settings: Prediction, model: "Trained", batch_size: int) -> "Look":
@@ -128,23 +118,24 @@ def _predict(
     model: "Trained",
     found: "list[Photograph]",
     colours: "np.ndarray",
+    earlier: dict[str, Any],
 ) -> int:
     """Writes all masks; returns the exit code."""
     import numpy as np
     from absl import logging
     from tqdm import tqdm
 
-    from trainer import pipeline
+    from trainer import index, pipeline
 
-    skipped, masks, pixels = 0, 0, np.zeros(len(colours), np.int64)
+    skipped: list[str] = []
+    masks, pixels = 0, np.zeros(len(colours), np.int64)
     batch_size = settings.batch_size
     if settings.window == "whole":
         batch_size = min(batch_size, len(found))
     with tqdm(total=len(found), unit="image", disable=None, leave=False) as bar:
 
         def skip(one: "Photograph", why: str) -> None:
-            nonlocal skipped
-            skipped += 1
+            skipped.append(one.name)
             bar.update()
             logging.warning("skipped %s: %s", one.path, why)
 
@@ -163,7 +154,8 @@ def _predict(
     for id, name in enumerate(model.class_names if masks else ()):
         print(f"  class {id} {name}: {pixels[id] / pixels.sum():.1%} of the pixels")
     if skipped:
-        reason = f"{skipped} of {len(found)} images could not be read or written"
+        index.take_back(settings.output_dir or "", earlier, skipped)
+        reason = f"{len(skipped)} of {len(found)} images could not be read or written"
         return terminal.stopped(command.FAILED, f"{reason}, named above")
     return 0
 
@@ -181,20 +173,20 @@ def write(
     """
     import numpy as np
 
-    from trainer import files, masks, overlay, pipeline
+    from trainer import files, index, masks, overlay, pipeline
 
     ids, probabilities = pipeline.ids_of(read, seen)
     mask = overlay.indexed(ids, colours)
     path = os.path.join(settings.output_dir or "", read.photograph.name)
     # The longest name first: where it is too long, nothing of the photograph is written.
     if settings.overlays:
-        files.write(path + OVERLAY, overlay.jpeg(overlay.blend(read.image, mask)))
+        files.write(path + index.OVERLAY, overlay.jpeg(overlay.blend(read.image, mask)))
     if settings.probabilities:
         buffer = io.BytesIO()
         half = probabilities.numpy().astype(np.float16)
         np.savez_compressed(buffer, probabilities=half)
-        files.write(path + PROBABILITIES, buffer.getvalue())
-    files.write(path + MASK, masks.png(mask))
+        files.write(path + index.PROBABILITIES, buffer.getvalue())
+    files.write(path + index.MASK, masks.png(mask))
     return np.bincount(ids.ravel(), minlength=len(colours))
 
 
