@@ -273,6 +273,25 @@ def test_none_is_drawn_where_none_is_asked_for(run):
     assert not (run / "pictures" / "evaluation-test.png").exists()
 
 
+def test_an_earlier_picture_goes_and_anothers_stays(run, tmp_path, refused):
+    picture = run / "pictures" / "evaluation-test.png"
+    for worst, drawn in ((2, True), (0, False), (1, True), (3, True)):
+        assert bool(evaluated(run, f"--worst={worst}")["picture"]) == drawn
+        assert picture.exists() == drawn
+    mine = tmp_path / "out" / "pictures" / "evaluation-test.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    flags = (f"--job_dir={run}", f"--output_dir={tmp_path / 'out'}")
+    for more in ("--worst=1", "--worst=0"):
+        told = refused(*flags, more, main=evaluate.main)
+        assert told.startswith(f"{mine} must be of {tmp_path}/out/evaluation-test.json")
+        assert mine.read_text() == "mine"
+    mine.unlink()
+    assert evaluate.main([*flags, "--worst=0"]) == 0
+    mine.write_text("mine")
+    assert "does not name; give another" in refused(*flags, main=evaluate.main)
+
+
 def test_ways_of_looking_do_not_write_over_one_another(run):
     before = {path.name for path in run.iterdir()}
     for flags in (

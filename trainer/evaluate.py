@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trainer import command
-from trainer.evaluation import Evaluation, name
+from trainer import command, evaluation
+from trainer.evaluation import Evaluation
 
 if TYPE_CHECKING:
     from trainer.config import Config
@@ -62,9 +62,14 @@ def _ready(settings: Evaluation) -> Callable[[], int]:
         "overlap": settings.overlap if settings.window == "slide" else None,
         "class_names": list(opened.class_names),
     }
-    path = os.path.join(output_dir, f"{name(settings)}.json")
-    _check_target(path, about, ["data_dir", *(["job_dir"] * bool(settings.output_dir))])
-    return functools.partial(_evaluate, settings, model, opened, split, path, about)
+    called = evaluation.name(settings)
+    path = os.path.join(output_dir, f"{called}.json")
+    picture = run_files.picture_path(output_dir, called)
+    same = ["data_dir", *(["job_dir"] * bool(settings.output_dir))]
+    _check_target(path, picture, about, same)
+    return functools.partial(
+        _evaluate, settings, model, opened, split, path, picture, about
+    )
 
 
 def _opened(data_dir: str | None, of_run: "Config", model: "Trained") -> "Dataset":
@@ -105,11 +110,14 @@ def _split(settings: Evaluation, opened: "Dataset", model: "Trained") -> "Split"
     return taken.get(name) or dataset.stored_split(opened, name)
 
 
-def _check_target(path: str, about: dict[str, Any], same: list[str]) -> None:
+def _check_target(
+    path: str, picture: str, about: dict[str, Any], same: list[str]
+) -> None:
     """Raises ValueError if a file is there that is of something else.
 
     Args:
         path: Of the file to be written.
+        picture: Path of the picture that belongs to it.
         about: What it will say.
         same: Keys whose values must be those of the file that is there.
     """
@@ -124,6 +132,11 @@ def _check_target(path: str, about: dict[str, Any], same: list[str]) -> None:
                 f"{path} must be of {key} {about[key]} to be written over, got one of "
                 f"{there.get(key, 'another program')}; give another --output_dir"
             )
+    if not there.get("picture") and tf.io.gfile.exists(picture):
+        raise ValueError(
+            f"{picture} must be of {path} to be written over, got one that it does not "
+            "name; give another --output_dir"
+        )
 
 
 def _evaluate(
@@ -132,21 +145,15 @@ def _evaluate(
     opened: "Dataset",
     split: "Split",
     path: str,
+    picture: str,
     about: dict[str, Any],
 ) -> int:
     """Evaluates, writes the file and the picture, prints the table."""
     import numpy as np
+    import tensorflow as tf
     from tqdm import tqdm
 
-    from trainer import (
-        boundaries,
-        files,
-        hardest,
-        metrics,
-        pictures,
-        run_files,
-        scoring,
-    )
+    from trainer import boundaries, files, hardest, metrics, pictures, scoring
 
     names, size = list(opened.class_names), model.settings.image_size
     slide = settings.window == "slide"
@@ -175,23 +182,24 @@ def _evaluate(
     found = metrics.summary(confusion, names) | boundaries.summary(boundary, names)
     found["mean_dice"] = metrics.mean([found[f"dice/{one}"] for one in names])
     files.make_directory(os.path.dirname(path))
-    drawn, picture = worst.picture(), None
-    if drawn is not None:
-        picture = run_files.picture_path(os.path.dirname(path), name(settings))
-        files.make_directory(os.path.dirname(picture))
-        files.write(picture, pictures.encode_png(drawn))
+    drawn = worst.picture()
+    if drawn is None and tf.io.gfile.exists(picture):
+        tf.io.gfile.remove(picture)  # Of an earlier evaluation: `_ready` has looked.
     written = {
         **about,
         "metrics": found,
         "confusion": confusion.tolist(),
         "worst": worst.told(),
-        "picture": picture,
+        "picture": None if drawn is None else picture,
     }
     files.write_json(path, written)
+    if drawn is not None:  # Now that it is named: where this is killed, it is ours.
+        files.make_directory(os.path.dirname(picture))
+        files.write(picture, pictures.encode_png(drawn))
     of = f"{settings.at} size" if settings.at in sides else f"at {at} pixels a side"
     print(f"{settings.split}, {len(split.ids)} examples, {of}:")
     print(metrics.table(found, names))
-    print(f"figures: {path}" + (f"\nworst: {picture}" if picture else ""))
+    print(f"figures: {path}" + ("" if drawn is None else f"\nworst: {picture}"))
     return 0
 
 
