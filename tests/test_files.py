@@ -35,6 +35,12 @@ def test_json_comes_back(tmp_path):
     assert files.read_json(str(tmp_path / "a.json")) == value
 
 
+def test_below_a_file_there_is_no_json_object(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert files.read_json(str(tmp_path / "file" / "a.json")) == {}
+    assert files.read_json(str(tmp_path)) == {}
+
+
 @pytest.mark.parametrize("data", [None, b"", b'{"a": ', b"[1]", b"\xff\xfe{}"])
 def test_what_is_no_json_object_reads_as_nothing(tmp_path, data):
     path = tmp_path / "a.json"

@@ -168,6 +168,12 @@ def test_a_full_disk_is_not_taken_for_one_photographs_fault(
         (["{photos}", "--output_dir={photos}"], "must not be where an image"),
         (["{photos}", "{photos}/a.jpg"], "images must have different names"),
         (["{photos}", "--job_dir={photos}"], "job_dir must hold a run"),
+        (["{photos}", "--job_dir={photos}/a.png"], "job_dir must hold a run"),
+        (
+            ["{photos}", "--output_dir={photos}/b.jpg"],
+            "directory, got the file {photos}",
+        ),
+        (["{photos}", "--output_dir={photos}/in_the_way"], "in_the_way/v"),
         (["{photos}/*.tif", "{photos}"], "{photos}/*.tif: nothing is there"),
         (["{photos}", "--window=slide", "--overlap=1"], "overlap must be at most 0.9"),
         (["{photos}", "--overlap=0.3"], "got 0.3 with whole; add --window=slide, or"),
@@ -180,6 +186,12 @@ def test_nothing_is_written_where_it_is_refused(
 ):
     if any("a.jpg" in arg for arg in args):
         (photos / "a.jpg").write_bytes((photos / "b.jpg").read_bytes())
+    if any("in_the_way" in arg for arg in args):  # Of the second of two new folders.
+        for name in ("u/x.png", "v/x.png"):
+            (photos / name).parent.mkdir()
+            shutil.copy(photos / "a.png", photos / name)
+        (photos / "in_the_way").mkdir()
+        (photos / "in_the_way" / "v").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
     code = predicted(run, tmp_path / "out", *(a.format(photos=photos) for a in args))
     told = capsys.readouterr().err
@@ -513,6 +525,17 @@ def test_photographs_of_a_bucket_get_masks_there(
     assert set(gcs.names(gcs_bucket, "out/")) == {
         *("out/a.png", "out/b.png", "out/sub/a.png", "out/classes.json"),
     }
+
+
+def test_a_bucket_to_write_to_is_asked_before_the_model_is_loaded(
+    photos, gcs, gcs_bucket, gcs_here, refused
+):
+    gcs.set_faults(denied={"storage.objects.create": "out/"})
+    out = f"gs://{gcs_bucket}/out"
+    args = ("--job_dir=none", f"--output_dir={out}", str(photos))
+    told = refused(*args, main=predict.main)
+    assert told.startswith(f"output_dir must be in a bucket that we may use, got {out}")
+    assert not gcs.names(gcs_bucket, "")
 
 
 def test_a_mask_that_cannot_be_written_stops_the_rest_in_one_line(

@@ -71,6 +71,12 @@ def read_json(path: str) -> dict[str, Any]:
             value = json.load(file)
     except (tf.errors.NotFoundError, UnicodeDecodeError, json.JSONDecodeError):
         return {}
+    except tf.errors.FailedPreconditionError:
+        # Of a disk: a file is in the way of its folder. A store may mean another thing,
+        # and a run would begin anew where its checkpoints are not found.
+        if remote(path):
+            raise
+        return {}
     return value if isinstance(value, dict) else {}
 
 

@@ -70,28 +70,47 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _ready(settings: Prediction) -> Callable[[], int]:
     """Returns the work, all that could refuse it having been looked at."""
-    from trainer import contract, files, index, photographs, pictures, trained
+    from trainer import (
+        bucket,
+        contract,
+        files,
+        index,
+        photographs,
+        pictures,
+        run_files,
+        trained,
+    )
 
     assert settings.job_dir and settings.output_dir and settings.images
-    found = photographs.find(settings.images, settings.output_dir)
+    output_dir = settings.output_dir
+    found = photographs.find(settings.images, output_dir)
+    folders = sorted({os.path.dirname(one.name) for one in found} | {""})
+    if files.remote(output_dir):
+        bucket.check("output_dir", output_dir, bucket.WRITE)
+    for folder in folders:
+        run_files.check_directory("output_dir", os.path.join(output_dir, folder))
     endings = [index.MASK, *([index.OVERLAY] if settings.overlays else [])]
     endings += [index.PROBABILITIES] if settings.probabilities else []
     model = trained.load(settings.job_dir, settings.checkpoint)
     # Last, so that another prediction there hardly comes between reading and writing it.
-    earlier = photographs.check_targets(found, settings.output_dir, endings)
+    earlier = photographs.check_targets(found, output_dir, endings)
     colours = pictures.palette(len(model.class_names))
     classes = contract.classes(model.class_names)
     if earlier and earlier["classes"] != classes:
         raise ValueError(
             "output_dir must be new or hold masks of the model's classes, got "
-            f"{settings.output_dir} with those of others; give another --output_dir"
+            f"{output_dir} with those of others; give another --output_dir"
         )
     about = {"classes": classes, "checkpoint": model.checkpoint, "step": model.step}
     paths = {one.name: photographs.real(one.path) for one in found}
-    for folder in sorted({os.path.dirname(one.name) for one in found}):
-        files.make_directory(os.path.join(settings.output_dir, folder))
-    index.write(settings.output_dir, earlier, about, paths, endings)
-    return functools.partial(_predict, settings, model, found, colours, earlier)
+
+    def work() -> int:
+        for folder in folders:
+            files.make_directory(os.path.join(output_dir, folder))
+        index.write(output_dir, earlier, about, paths, endings)
+        return _predict(settings, model, found, colours, earlier)
+
+    return work
 
 
 def look(settings: Prediction, model: "Trained", batch_size: int) -> "Look":
