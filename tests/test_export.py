@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -290,6 +291,16 @@ def test_an_earlier_export_is_replaced_and_nothing_else(run, tmp_path, tree, cap
     with pytest.raises(ValueError, match="notes.txt"):  # It came after the look.
         placing.put(str(out / "1"), lambda folder: None)
     assert tree(tmp_path) == before
+
+
+def test_the_command_to_serve_an_export_is_one_that_the_server_takes(
+    run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert export.main([f"--job_dir={run}", "--output_dir=my models/cars/"]) == 0
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1].split(": ", 1)[1])
+    base = f"{tmp_path}/my models/cars"
+    assert command == ["tensorflow_model_server", f"--model_base_path={base}"]
 
 
 def test_a_link_to_an_earlier_export_is_replaced_each_time(run, tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 
@@ -126,6 +127,15 @@ def test_a_defect_of_ours_is_not_hidden_in_one_line(monkeypatch):
     monkeypatch.setattr(config, "directories", broken)
     with pytest.raises(TypeError, match="a defect"):
         task.main(["--fast_dev_run"])
+
+
+def test_the_command_in_the_end_is_one_for_a_shell(pets, tiny_unet, tmp_path, capsys):
+    args = [f"--data_dir={pets(8)}", "--image_size=32", "--val_fraction=0.25"]
+    args += ["--batch_size=2", "--total_steps=1", "--num_pictures=1", "--noexport"]
+    assert task.main([*args, f"--job_dir={tmp_path}/my job"]) == 0
+    [line] = [x for x in capsys.readouterr().out.splitlines() if "--logdir" in x]
+    command = shlex.split(line.split(": ", 1)[1])
+    assert command == ["tensorboard", "--logdir", f"{tmp_path}/my job/logs"]
 
 
 def test_in_a_job_on_vertex_ai_each_line_is_json_with_its_severity(

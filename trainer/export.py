@@ -8,6 +8,7 @@ Exit codes: 0 exported; 2 refused, nothing written; 1 stopped later, nothing lef
 import dataclasses
 import functools
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -106,7 +107,9 @@ def _ready(settings: Export) -> Callable[[], int]:
             images=images,
         )
         print(f"{target}: the model of step {model.step}")
-        print(f"  serve it: tensorflow_model_server --model_base_path={parent}")
+        # It takes no relative path.
+        base = shlex.quote(parent if files.remote(parent) else os.path.abspath(parent))
+        print(f"  serve it: tensorflow_model_server --model_base_path={base}")
         return 0
 
     return work

@@ -1,5 +1,6 @@
 """What the person at the terminal is told of a run: how it starts, how it ends."""
 
+import shlex
 from typing import Any
 
 from absl import logging
@@ -73,7 +74,7 @@ def answer(job: Job, result: dict[str, Any]) -> str:
         metrics.table(judged, job.state["class_names"]),
         *(f"{name}: {path}" for name, path in result["pictures"].items()),
         *([f"report: {result['report']}"] if "report" in result else []),
-        f"curves, events: tensorboard --logdir {job.directories.logs}",
+        f"curves, events: tensorboard --logdir {shlex.quote(job.directories.logs)}",
     ]
     if result.get("export"):
         lines.append(f"model, to serve: {result['export']}")
