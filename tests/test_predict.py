@@ -388,6 +388,23 @@ def test_a_folder_gives_its_shown_pictures_and_no_masks_below_it(photos):
     assert names(photos / "[sm]*" / "*.png", out=str(photos / "masks")) == ["sub/a"]
 
 
+@pytest.mark.parametrize("masks", ["masks", "."])
+def test_what_a_prediction_has_made_is_no_photograph(
+    run, photos, tmp_path, capsys, masks
+):
+    (photos / "a.png").unlink()
+    (photos / "sub" / "a.png").rename(photos / "sub" / "c.BMP")
+    kept = [str(photos / "b.jpg"), str(photos / "sub" / "c.BMP")]
+    shutil.copy(photos / "b.jpg", photos / "own.jpg")
+    assert predicted(run, photos / masks, *kept) == 0
+    assert predicted(run, tmp_path / "out", str(photos)) == 0
+    told = capsys.readouterr().err
+    assert f"left out 4 files of a prediction in {photos}" in told
+    index = json.loads((tmp_path / "out" / "classes.json").read_text())
+    assert sorted(index["images"].values()) == [*kept[:1], f"{photos}/own.jpg", kept[1]]
+    assert names(photos / masks / "*.png") == ["b"]  # Who asks for it gets it.
+
+
 @pytest.mark.parametrize("out", ["photos", ".", ".."])
 def test_a_folder_of_masks_that_holds_the_photographs_hides_none(photos, out):
     found = names(photos, out=str(photos.parent / out))

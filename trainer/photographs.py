@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
+from absl import logging
 
 from trainer import files, index
 from trainer.folders import PICTURES, readable
@@ -30,7 +31,8 @@ def find(arguments: Sequence[str], left_out: str) -> list[Photograph]:
 
     Args:
         arguments: Files, folders (with all below them, by the endings of pictures; hidden
-            files left out) and patterns with *, ? and [], local or gs://.
+            files and those of earlier predictions left out) and patterns with *, ? and
+            [], local or gs://.
         left_out: Folder whose files are none of them where it lies below where one of
             these looks.
 
@@ -159,6 +161,7 @@ def _is_in(path: str, folder: tuple[str, ...]) -> bool:
 def _pictures_below(folder: str, left_out: tuple[str, ...]) -> list[str]:
     """Returns the pictures of a folder and of all below it but one's, sorted."""
     found: list[str] = []
+    made: dict[str, str] = {}
     for directory, _, names in tf.io.gfile.walk(folder):
         below = parts(directory)[len(parts(folder)) :]
         hidden = any(name.startswith(".") for name in below)
@@ -167,7 +170,13 @@ def _pictures_below(folder: str, left_out: tuple[str, ...]) -> list[str]:
         shown = (name for name in names if not name.startswith("."))
         is_picture = (n for n in shown if os.path.splitext(n)[1].lower() in PICTURES)
         found += [os.path.join(directory, name) for name in is_picture]
-    return sorted(found)
+        if index.NAME in names:
+            ours = index.written(index.read(directory))
+            made |= {os.path.join(directory, name): directory for name in ours}
+    of_each = collections.Counter(made[path] for path in found if path in made)
+    for directory, count in of_each.items():
+        logging.info("left out %d files of a prediction in %s", count, directory)
+    return sorted(path for path in found if path not in made)
 
 
 def _name(below: tuple[str, ...]) -> str:
