@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 
@@ -338,6 +339,28 @@ def test_other_runs_do_not_write_over_an_evaluation(run, tmp_path, refused):
         assert evaluate.main([f"--job_dir={path}", out]) == 0
     told = refused(f"--job_dir={tmp_path / 'other'}", out, main=evaluate.main)
     assert "evaluation-test.json must be of job_dir" in told
+
+
+def test_a_place_is_the_same_however_it_is_called(
+    run, shapes, tmp_path, monkeypatch, refused
+):
+    data_dir = pathlib.Path(shapes(train=10, test=2, seed=1))
+    out = f"--output_dir={tmp_path / 'out'}"
+    monkeypatch.chdir(tmp_path)
+    relative = f"--data_dir={os.path.relpath(data_dir, tmp_path)}"
+    for called in (f"--data_dir={data_dir}", f"--data_dir={data_dir}/", relative):
+        assert evaluate.main([f"--job_dir={run}", out, called]) == 0
+        assert evaluate.main(["--job_dir=run", out, called]) == 0
+    path = tmp_path / "out" / "evaluation-test.json"
+    written = json.loads(path.read_text())
+    written["data_dir"] += "/"  # As it was before.
+    path.write_text(json.dumps(written))
+    assert evaluate.main(["--job_dir=run", out, relative]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copytree(run, tmp_path / "elsewhere" / "run")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    flags = ("--job_dir=run", out, f"--data_dir={data_dir}")
+    assert "must be of job_dir" in refused(*flags, main=evaluate.main)
 
 
 def test_a_run_is_evaluated_where_its_data_have_moved_to(run, tmp_path, refused):

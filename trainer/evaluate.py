@@ -45,15 +45,16 @@ def _ready(settings: Evaluation) -> Callable[[], int]:
     of_run = model.settings
     if settings.data_dir:
         of_run = dataclasses.replace(of_run, data_dir=settings.data_dir, try_gcs=False)
-    opened = _opened(trained.data_dir(of_run), of_run, model)
+    data_dir = trained.data_dir(of_run)
+    opened = _opened(data_dir, of_run, model)
     split = dataset.limited(_split(settings, opened, model), settings.limit_examples)
     about = {
-        "job_dir": settings.job_dir.rstrip("/"),
+        "job_dir": files.place(settings.job_dir),
         "checkpoint": model.checkpoint,
         "step": model.step,
         "dataset": opened.name,
         "version": opened.version,
-        "data_dir": trained.data_dir(of_run),
+        "data_dir": files.place(data_dir) if data_dir else None,
         "split": settings.split,
         "examples": len(split.ids),
         "at": settings.at,
@@ -127,7 +128,10 @@ def _check_target(
 
     there = files.read_json(path)
     for key in same if tf.io.gfile.exists(path) else ():
-        if key not in there or there[key] != about[key]:
+        theirs = there.get(key)
+        if isinstance(theirs, str):  # An older one has the path as it was given.
+            theirs = files.place(theirs)
+        if key not in there or theirs != about[key]:
             raise ValueError(
                 f"{path} must be of {key} {about[key]} to be written over, got one of "
                 f"{there.get(key, 'another program')}; give another --output_dir"

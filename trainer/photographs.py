@@ -82,12 +82,12 @@ def check_targets(
     Raises:
         ValueError: Names the first file that would be lost.
     """
-    sources = {real(one.path): one.path for one in photographs}
+    sources = {files.place(one.path): one.path for one in photographs}
     target_of: dict[str, str] = {}
     for one in photographs:
         for ending in endings:
             target = os.path.join(output_dir, one.name + ending)
-            if source := sources.get(real(target)):
+            if source := sources.get(files.place(target)):
                 raise ValueError(
                     f"output_dir must not be where an image would be written over, got "
                     f"{output_dir} and {source}; give another --output_dir"
@@ -103,7 +103,7 @@ def check_targets(
         target_of[os.path.join(output_dir, index.NAME)] = index.NAME
     seen = earlier.get("images", {})
     for one in photographs:
-        if seen.get(one.name, real(one.path)) != real(one.path):
+        if seen.get(one.name, files.place(one.path)) != files.place(one.path):
             raise ValueError(
                 f"output_dir must not hold the mask of another image of that name, got "
                 f"{output_dir} with that of {seen[one.name]} for {one.path}; give another"
@@ -185,8 +185,3 @@ def _name(below: tuple[str, ...]) -> str:
     name = "/".join(below).replace(":/", "/")
     stem, ending = os.path.splitext(name)
     return stem if ending.lower() in PICTURES else name
-
-
-def real(path: str) -> str:
-    """Returns a path that is the same for all ways to the same file."""
-    return path if files.remote(path) else os.path.realpath(path)

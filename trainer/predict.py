@@ -102,7 +102,7 @@ def _ready(settings: Prediction) -> Callable[[], int]:
             f"{output_dir} with those of others; give another --output_dir"
         )
     about = {"classes": classes, "checkpoint": model.checkpoint, "step": model.step}
-    paths = {one.name: photographs.real(one.path) for one in found}
+    paths = {one.name: files.place(one.path) for one in found}
 
     def work() -> int:
         for folder in folders:
