@@ -47,19 +47,16 @@ def export(
         fence: Raises OSError where another may write by now.
     """
     precision = precision or model.settings.precision
-    in_float32 = functools.cache(lambda: in_precision(model, FLOAT32))
+    of = functools.cache(functools.partial(in_precision, model))
 
     def make(folder: str) -> None:
-        served = (
-            in_float32() if precision == FLOAT32 else in_precision(model, precision)
-        )
-        serving.save(served, folder)
+        serving.save(of(precision), folder)
         for name in lite:
             if name == placing.LITERT:
-                data = litert.float32(in_float32())
+                data = litert.float32(of(FLOAT32))
             else:
                 assert images is not None
-                data = litert.int8(in_float32(), images())
+                data = litert.int8(of(FLOAT32), images())
             files.write(os.path.join(folder, name), data)
         about = contract.about(model, job_dir, test, precision, list(lite))
         files.write_json(os.path.join(folder, placing.ABOUT), about)

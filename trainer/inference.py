@@ -15,7 +15,9 @@ from trainer import resizing
 Probabilities = Callable[[tf.Tensor], tf.Tensor]
 
 
-def make_probabilities(model: keras.Model, *, flip: bool = False) -> Probabilities:
+def make_probabilities(
+    model: keras.Model, *, flip: bool = False
+) -> tf.types.experimental.PolymorphicFunction:
     """Returns the function from images to probabilities, at the model's size.
 
     Args:

@@ -11,11 +11,11 @@ def image(image: tf.Tensor, size: int) -> tf.Tensor:
     """Returns an image at the model's size, resized bilinearly, whatever its shape.
 
     Args:
-        image: (H, W, 3) uint8.
+        image: (H, W, 3) uint8, or N of one size, (N, H, W, 3).
         size: S, pixels.
 
     Returns:
-        (S, S, 3) uint8.
+        (S, S, 3) uint8, or (N, S, S, 3).
     """
     resized = tf.image.resize(image, (size, size), method="bilinear")
     return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)

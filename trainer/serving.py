@@ -32,9 +32,7 @@ class Served(tf.Module):
         self.weights = [variable.value for variable in model.variables]
         self._size = model.input_shape[1]  # S
         # Traced once for both signatures.
-        probabilities = tf.function(
-            inference.make_probabilities(model), autograph=False
-        )
+        probabilities = inference.make_probabilities(model)
         self._probabilities = probabilities.get_concrete_function(
             tf.TensorSpec((None, self._size, self._size, 3), tf.uint8)
         )
