@@ -11,7 +11,7 @@ MASK, OVERLAY, PROBABILITIES = ".png", "_overlay.jpg", ".npz"
 
 
 def read(folder: str) -> dict[str, Any]:
-    """Returns what predictions have written into a folder's index; nothing of others."""
+    """Returns what predictions wrote into a folder's index; nothing of others."""
     found = files.read_json(os.path.join(folder, NAME))
     ours = {"classes", "checkpoint", "step"} <= found.keys()
     return found if ours and isinstance(found.get("images"), dict) else {}

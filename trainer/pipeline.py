@@ -80,7 +80,7 @@ def run(
     write: Write,
     skip: Skip,
 ) -> Iterator[Any]:
-    """Yields what `write` returns for each photograph that it can be of, in their order.
+    """Yields, in their order, what `write` returns for each photograph it can be of.
 
     Args:
         photographs: Of `photographs.find`.

@@ -2,8 +2,9 @@
 
     python -m trainer.predict --job_dir=runs/cars --output_dir=masks photos
 
-Exit codes: 0 all predicted; 1 some could not be read or written, or stopped on the way; 2
-refused, nothing written. Letters: H and W a photograph's own height and width, C classes.
+Exit codes: 0 all predicted; 1 some could not be read or written, or stopped on the way;
+2 refused, nothing written. Letters: H and W a photograph's own height and width, C
+classes.
 """
 
 import dataclasses
@@ -197,7 +198,7 @@ def write(
     ids, probabilities = pipeline.ids_of(read, seen)
     mask = overlay.indexed(ids, colours)
     path = os.path.join(settings.output_dir or "", read.photograph.name)
-    # The longest name first: where it is too long, nothing of the photograph is written.
+    # The longest name first: where it is too long, nothing of this one is written.
     if settings.overlays:
         files.write(path + index.OVERLAY, overlay.jpeg(overlay.blend(read.image, mask)))
     if settings.probabilities:
