@@ -257,10 +257,10 @@ def test_the_worst_are_those_of_the_lowest_mean_iou(run):
         confusion = np.array(counted([(mask, np.argmax(own[0], -1))]))
         ious.append(metrics.summary(confusion, NAMES)["mean_iou"])
     assert [one["mean_iou"] for one in found["worst"]] == sorted(ious)[:3]
-    hardest = found["worst"][0]
+    worst = found["worst"][0]
     of = opened(run).test
     examples = Examples(of.files, of.file_lengths, None)
-    assert hardest["stored_as"] == examples.name(int(np.argmin(ious)))
+    assert worst["stored_as"] == examples.name(int(np.argmin(ious)))
     picture = run / "pictures" / "evaluation-test-original.png"
     assert found["picture"] == str(picture)
     with Image.open(picture) as drawn:

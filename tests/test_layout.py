@@ -114,7 +114,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("boundaries", "data", "dataset", "examples", "inference", "metrics"),
         *("photographs", "pipeline", "records", "resizing"),
     },
-    "hardest": {"metrics", "pictures", "resizing", "scoring"},
+    "worst": {"metrics", "pictures", "resizing", "scoring"},
     "index": {"files"},
     "photographs": {"files", "folders", "index"},
     "decoding": {"masks", "terminal"},

@@ -181,7 +181,7 @@ def test_settings_that_are_not_the_default_come_first(tmp_path):
         assert parsed.cells.count(name) == 1 + (name == "batch_size"), name
 
 
-def test_hardest_are_the_examples_of_the_lowest_mean_iou_worst_first():
+def test_worst_are_the_examples_of_the_lowest_mean_iou_worst_first():
     mask = np.zeros((4, 4), np.uint8)
     wrong = [0, 5, 1, 16, 0, 3, 2, 4]  # Pixels of each example.
     some = []
@@ -194,16 +194,16 @@ def test_hardest_are_the_examples_of_the_lowest_mean_iou_worst_first():
     assert (shown.looked_at, shown.total) == (9, 20)
     assert [one.place for one in shown.first] == [0, 1, 2, 3, 4, 5]
     by_iou = sorted(range(8), key=lambda place: -wrong[place])
-    assert [one.place for one in shown.hardest] == by_iou[: gallery.HARDEST]
+    assert [one.place for one in shown.worst] == by_iou[: gallery.WORST]
     # Ground: all but the wrong ones; disc: never true, 0.
-    assert shown.hardest[1].mean_iou == (11 / 16) / 2
+    assert shown.worst[1].mean_iou == (11 / 16) / 2
     assert gallery.choose([ignored], 2, total=1).first[0].mean_iou is None
 
 
 def test_of_examples_that_are_alike_the_earlier_ones_are_shown():
     mask = np.zeros((4, 4), np.uint8)
     shown = gallery.choose([seen(mask, mask) for _ in range(9)], 2, total=9)
-    assert [one.place for one in shown.hardest] == [0, 1, 2, 3, 4, 5]
+    assert [one.place for one in shown.worst] == [0, 1, 2, 3, 4, 5]
 
 
 def test_ticks_are_round_and_hold_the_range():

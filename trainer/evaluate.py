@@ -157,7 +157,8 @@ def _evaluate(
     import tensorflow as tf
     from tqdm import tqdm
 
-    from trainer import boundaries, files, hardest, metrics, pictures, scoring
+    from trainer import boundaries, files, metrics, pictures, scoring
+    from trainer.worst import Worst
 
     names, size = list(opened.class_names), model.settings.image_size
     slide = settings.window == "slide"
@@ -175,7 +176,7 @@ def _evaluate(
     )
     confusion = np.zeros((len(names), len(names)), np.int64)
     boundary = np.zeros((len(names), 4), np.int64)
-    worst = hardest.Hardest(settings.worst, names, at or PANEL)
+    worst = Worst(settings.worst, names, at or PANEL)
     examples = scoring.run(opened, split, look, size, examples_at_once, at=at)
     with tqdm(total=len(split.ids), unit="image", disable=None, leave=False) as bar:
         for scored in examples:

@@ -1,4 +1,4 @@
-"""Examples to look at: the first of a split and its hardest, small enough for a page.
+"""Examples to look at: the first of a split and its worst, small enough for a page.
 
 Letters: S side of an image in pixels, C classes.
 """
@@ -14,8 +14,8 @@ from PIL import Image
 
 from trainer import metrics, overlay, pictures, tables
 
-FIRST, HARDEST = 6, 6  # Examples of each kind.
-MOST_LOOKED_AT = 1000  # Examples among which the hardest are found.
+FIRST, WORST = 6, 6  # Examples of each kind.
+MOST_LOOKED_AT = 1000  # Examples among which the worst are found.
 MOST_SECONDS = 20.0  # In which they are.
 SIDE_MAX = 256  # Pixels; a larger picture is made smaller.
 
@@ -40,7 +40,7 @@ class Shown:
     """What a page shows of a split."""
 
     first: list[Example]
-    hardest: list[Example]  # Those of the lowest mean IoU, the worst first.
+    worst: list[Example]  # Those of the lowest mean IoU, the worst first.
     looked_at: int  # Examples among which they were found.
     total: int  # Examples of the split.
 
@@ -68,11 +68,11 @@ def choose(seen: Iterable[Seen], num_classes: int, total: int) -> Shown:
                 yield place, mean_iou, one
 
     # Of two alike the earlier one; pictures are not compared.
-    hardest = heapq.nsmallest(HARDEST, judged(), key=lambda kept: (kept[1], kept[0]))
+    worst = heapq.nsmallest(WORST, judged(), key=lambda kept: (kept[1], kept[0]))
     colours = pictures.palette(num_classes)
     return Shown(
         first=[_example(*kept, colours) for kept in first],
-        hardest=[_example(*kept, colours) for kept in hardest],
+        worst=[_example(*kept, colours) for kept in worst],
         looked_at=looked_at,
         total=total,
     )
@@ -110,7 +110,7 @@ def side_by_side(examples: Sequence[Example]) -> str:
             f"<span>example {one.place}</span><b>mean IoU {tables.figure(one.mean_iou)}</b>"
             "</div></figure>"
         )
-    return f'<div class="hard">{"".join(figures)}</div>'
+    return f'<div class="worst">{"".join(figures)}</div>'
 
 
 def _addresses(one: Example) -> str:

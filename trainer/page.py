@@ -160,11 +160,11 @@ def _examples(result: Mapping[str, Any], shown: gallery.Shown | None) -> list[st
     among = f"all {shown.total:,} examples"
     if shown.looked_at < shown.total:
         among = f"the first {shown.looked_at:,} of {shown.total:,} examples"
-    hardest = (
+    worst = (
         f"Those of the lowest mean IoU among {among} of {split}, over the classes that "
         "each has or is given; counted from 0, as they are stored."
     )
     return [
         section("Predictions", gallery.compared(shown.first, names), first),
-        section("Hardest examples", gallery.side_by_side(shown.hardest), hardest),
+        section("Worst examples", gallery.side_by_side(shown.worst), worst),
     ]

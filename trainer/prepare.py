@@ -69,7 +69,7 @@ def _check_target(settings: Preparation) -> None:
     from trainer import shards
 
     assert settings.data_dir and settings.name
-    if shards.is_there(settings.data_dir, settings.name):
+    if shards.holds(settings.data_dir, settings.name):
         raise ValueError(
             f"name must be new, got {settings.name}, which {settings.data_dir} holds "
             "already; give another --name, or remove it"

@@ -70,7 +70,7 @@ def _write_split(
     )
 
 
-def is_there(data_dir: str, dataset: str) -> bool:
+def holds(data_dir: str, dataset: str) -> bool:
     """Returns whether a data directory holds anything of a data set."""
     path = os.path.join(data_dir, dataset)
     return bool(tf.io.gfile.isdir(path) and tf.io.gfile.listdir(path))

@@ -12,7 +12,7 @@ from trainer import metrics, pictures, resizing
 from trainer.scoring import Scored
 
 
-class Hardest:
+class Worst:
     """Keeps the examples of the lowest mean IoU, small; those before go first at a tie.
 
     Args:
@@ -32,13 +32,13 @@ class Hardest:
             return
         stored = scored.example.read.photograph
         about = {"file_name": stored.name or None, "stored_as": stored.path, **figures}
-        harder = sum(x["mean_iou"] <= about["mean_iou"] for x, _ in self._kept)
-        if harder < self._count:
-            self._kept.insert(harder, (about, self._small(scored)))
+        worse = sum(x["mean_iou"] <= about["mean_iou"] for x, _ in self._kept)
+        if worse < self._count:
+            self._kept.insert(worse, (about, self._small(scored)))
             del self._kept[self._count :]
 
     def told(self) -> list[dict[str, Any]]:
-        """Returns the name, the place and the metrics of each, the hardest first."""
+        """Returns the name, the place and the metrics of each, the worst first."""
         return [about for about, _ in self._kept]
 
     def picture(self) -> np.ndarray | None:
