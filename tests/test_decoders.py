@@ -1,5 +1,7 @@
 """The light decoder: what it is made of, with skips and without."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -53,6 +55,16 @@ def test_adding_two_convolutions_is_one_of_both_inputs_together():
         np.concatenate([up, skip], axis=-1) @ np.concatenate(kernels, axis=2)[0, 0]
     )
     np.testing.assert_allclose(apart([coarse, skip]), together, atol=1e-4)
+
+
+def test_an_evaluation_after_a_hundred_steps_sees_what_training_does():
+    unet = model.build_unet(image_size=64, num_classes=3, decoder="light")
+    image = np.random.default_rng(0).uniform(0, 255, (4, 64, 64, 3)).astype("float32")
+    in_training = tf.function(functools.partial(unet, training=True), autograph=False)
+    for _ in range(100):
+        logits = in_training(image)
+    apart = unet(image, training=False) - logits
+    assert np.abs(apart).mean() < 0.05 * np.std(logits)
 
 
 def test_it_does_without_a_skip():
