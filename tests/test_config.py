@@ -189,7 +189,6 @@ def test_flags_are_read_as_people_and_tuners_write_them(args, expected):
         (["--keep_checkpoints=1"], ["keep_checkpoints", "at least 2", "got 1"]),
         (["--hue=0.6"], ["hue", "at most 0.5", "got 0.6"]),
         (["--job_dir="], ["job_dir", "empty"]),
-        (["--class_names=pet, border"], ["class_names", "blanks", "' border'"]),
     ],
 )
 def test_a_bad_command_line_is_refused_in_one_line(args, words):
@@ -202,6 +201,7 @@ def test_a_bad_command_line_is_refused_in_one_line(args, words):
 
 def test_a_run_from_before_may_have_names_with_blanks_around():
     names = ("pet", " border")
+    assert config.from_args(["--class_names=pet, border"]).class_names == names
     assert config.from_dict({"class_names": list(names)}).class_names == names
 
 

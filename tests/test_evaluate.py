@@ -290,7 +290,9 @@ def test_an_earlier_picture_goes_and_anothers_stays(run, tmp_path, refused):
     mine.unlink()
     assert evaluate.main([*flags, "--worst=0"]) == 0
     mine.write_text("mine")
-    assert "does not name; give another" in refused(*flags, main=evaluate.main)
+    assert "does not name; remove it, or give another" in refused(
+        *flags, main=evaluate.main
+    )
 
 
 def test_ways_of_looking_do_not_write_over_one_another(run):

@@ -145,6 +145,12 @@ def test_a_run_that_goes_on_needs_no_bucket_that_it_began_from(
     run_places.check(config.Config(**gone), at)
 
 
+def test_of_two_buckets_that_are_not_there_the_one_to_write_to_is_told(line):
+    there = "gs://no-such-bucket/a"
+    told = line(job_dir=there, init_from="gs://nor-this/run")
+    assert told.startswith(f"job_dir must be in a bucket that we may use, got {there}:")
+
+
 def test_no_credentials(line, monkeypatch, tmp_path):
     monkeypatch.delenv("GOOGLE_AUTH_TOKEN_FOR_TESTING")
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from benchmarks import predict as benchmark
 from trainer import (
     decoding,
+    index,
     inference,
     model,
     overlay,
@@ -132,16 +133,19 @@ def test_what_cannot_be_written_is_named_and_the_rest_is_done(
     assert f"skipped {long}: " in told and "1 of 4 images could not be" in told
     names = sorted(path.name for path in (tmp_path / "out").rglob("*.png"))
     assert names == ["a.png", "a.png", "b.png"]
+    index = json.loads((tmp_path / "out" / "classes.json").read_text())
+    assert index["images"].keys() == {"a", "b", "sub/a"}
     assert predicted(run, tmp_path / "bare", str(photos), "--nooverlays") == 0
 
 
+@pytest.mark.parametrize("size, shrunk", [((66000, 8), 8), ((140000, 1), 1)])
 def test_a_photograph_that_is_too_long_for_jpeg_has_a_shorter_overlay(
-    run, photos, tmp_path
+    run, photos, tmp_path, size, shrunk
 ):
-    Image.new("RGB", (66000, 8)).save(photos / "LONG.png")
+    Image.new("RGB", size).save(photos / "LONG.png")
     assert predicted(run, tmp_path, str(photos)) == 0
-    assert opened(tmp_path / "LONG.png").size == (66000, 8)
-    assert opened(tmp_path / "LONG_overlay.jpg").size == (65500, 8)
+    assert opened(tmp_path / "LONG.png").size == size
+    assert opened(tmp_path / "LONG_overlay.jpg").size == (65500, shrunk)
 
 
 def test_a_full_disk_is_not_taken_for_one_photographs_fault(
@@ -158,6 +162,19 @@ def test_a_full_disk_is_not_taken_for_one_photographs_fault(
     )
     assert predicted(run, tmp_path / "out", str(photos)) == 1
     assert capsys.readouterr().err.endswith("_overlay.jpg; No space left\n")
+    told = json.loads((tmp_path / "out" / "classes.json").read_text())
+    assert not told["images"] and not told["endings"]  # None of them is ours.
+
+
+def test_what_another_prediction_has_made_meanwhile_is_not_taken_back(tmp_path):
+    index.write(str(tmp_path), {}, {}, {"a": "a.jpg", "b": "b.jpg"}, [".png", ".npz"])
+    about = json.loads((tmp_path / "classes.json").read_text())
+    about |= {"classes": [], "checkpoint": "c", "step": 1}
+    (tmp_path / "classes.json").write_text(json.dumps(about))
+    (tmp_path / "b.png").write_bytes(b"of another prediction")
+    index.take_back(str(tmp_path), {}, ["a", "b"])
+    left = json.loads((tmp_path / "classes.json").read_text())
+    assert left == about | {"images": {"b": "b.jpg"}, "endings": {"b": [".png"]}}
 
 
 @pytest.mark.parametrize(
@@ -475,9 +492,11 @@ def test_of_a_photograph_that_was_skipped_no_file_is_ours(run, photos, tmp_path)
     assert predicted(run, out, str(photos / "b.jpg")) == 0
     for name in ("a.png", "b.jpg"):
         (photos / name).write_bytes(b"")
-    assert predicted(run, out, str(photos)) == 1
+    assert predicted(run, out, str(photos), "--probabilities") == 1
     index = json.loads((out / "classes.json").read_text())
-    assert index["images"].keys() == index["endings"].keys() == {"b", "sub/a"}
+    assert index["images"].keys() == {"b", "sub/a"}
+    assert index["endings"]["b"] == [".png", "_overlay.jpg"]  # Of the time before.
+    assert index["endings"].keys() == {"b", "sub/a"}
     (out / "a.png").write_text("drawn by hand")
     shutil.copytree(other, photos, dirs_exist_ok=True)
     assert predicted(run, out, str(photos)) == 2
@@ -573,8 +592,8 @@ def test_photographs_are_written_in_order_and_read_no_further_than_needed(tmp_pa
         photographs.Photograph(str(tmp_path / f"{i}.png"), f"{i}") for i in range(60)
     ]
     pixels = np.zeros((4, 4, 3), np.uint8)
-    for index, one in enumerate(ours):
-        pathlib.Path(one.path).write_bytes(file_of(pixels + index, "PNG"))
+    for value, one in enumerate(ours):
+        pathlib.Path(one.path).write_bytes(file_of(pixels + value, "PNG"))
     asked = []
 
     def offered():

@@ -251,8 +251,8 @@ def test_a_file_of_utf_16_is_refused_with_the_way_out(
 @pytest.mark.parametrize(
     "flag, reason",
     [
-        ("--val_fraction=0.2", "val_fraction is for a split that nothing else tells"),
-        ("--test_fraction=0.2", "test_fraction is for a split that nothing else tells"),
+        ("--val_fraction=0.2", "val_fraction must be left out where it cuts nothing"),
+        ("--test_fraction=0.2", "test_fraction must be left out where it cuts nothing"),
         ("--test_fraction=0", None),
     ],
 )
@@ -268,7 +268,7 @@ def test_fractions_that_would_cut_nothing_are_refused(
     if reason:
         err = capsys.readouterr().err
         assert err.count("\n") == 1 and reason in err
-        assert "got 0.2 with the splits of lists; leave it out" in err
+        assert "got 0.2 with the splits of lists" in err
     else:
         assert opened(tmp_path).test is None
 

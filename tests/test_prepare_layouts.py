@@ -250,8 +250,8 @@ def test_fractions_beside_folders_that_are_the_splits_are_refused(
     tmp_path, mmseg, capsys, name
 ):
     assert run(tmp_path, "mmseg", f"--{name}=0.5") == command.REFUSED
-    rule = f"{name} is for a split that nothing else tells, got 0.5"
-    assert f"{rule} with the splits of layout mmseg; leave it out" in refusal(capsys)
+    rule = f"{name} must be left out where it cuts nothing, got 0.5"
+    assert f"{rule} with the splits of layout mmseg" in refusal(capsys)
 
 
 def test_a_test_without_masks_is_left_out_with_a_word(tmp_path, mmseg, capsys):

@@ -756,6 +756,19 @@ def test_checkpoints_of_another_run_are_refused(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_new_run_has_no_class_names_with_blanks_around(refused, shapes, tmp_path):
+    line = refused(
+        *("--dataset=shapes", f"--data_dir={shapes()}", f"--job_dir={tmp_path}/new"),
+        *("--image_feature=photo", "--mask_feature=labels", "--class_names=a, b"),
+        *("--ignore_id=255", "--val_fraction=0.25"),
+    )
+    assert line == (
+        "class_names must have no blanks around a name, got ' b'; separate them by commas "
+        "alone"
+    )
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_run_is_not_begun_anew_where_its_checkpoints_are_elsewhere(
     refused, begun: list[str], tmp_path: pathlib.Path
 ):
@@ -783,6 +796,23 @@ def test_a_run_is_not_begun_anew_where_checkpoints_are_to_lie_elsewhere(
         f"{folder}, got {tmp_path}/apart; give another --job_dir for a new run"
     )
     assert contents(folder) == before
+
+
+def test_a_relative_checkpoint_dir_is_that_of_where_the_run_was_begun(
+    refused, begun: list[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, here = tmp_path / "run", tmp_path / "here"
+    (here / "ckpt").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    save_a_checkpoint([*begun, f"--job_dir={tmp_path}/apart", "--checkpoint_dir=ckpt"])
+    config_json = json.loads((tmp_path / "apart" / "config.json").read_text())
+    assert config_json["checkpoints"] == f"{here}/ckpt"
+    assert json.loads((folder / "config.json").read_text())["checkpoints"] is None
+    monkeypatch.chdir(tmp_path)
+    line = refused(*begun, f"--job_dir={tmp_path}/apart", "--checkpoint_dir=ckpt")
+    assert line.startswith(
+        f"checkpoint_dir must stay {here}/ckpt to go on with the run"
+    )
 
 
 def test_replicas_that_do_not_divide_the_steps_of_a_run_are_refused(begun: list[str]):

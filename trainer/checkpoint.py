@@ -44,8 +44,15 @@ class Checkpoint:
 
 def directory_of(job_dir: str, config_json: Mapping[str, Any]) -> str:
     """Returns where a run keeps its checkpoints, by its config.json, if it has one."""
-    apart = config_json.get("settings", {}).get("checkpoint_dir")
-    return apart or os.path.join(job_dir, "checkpoints")
+    apart = config_json.get("checkpoints")
+    # As it was typed; older ones have no more.
+    apart = apart or config_json.get("settings", {}).get("checkpoint_dir")
+    return apart or inside(job_dir)
+
+
+def inside(job_dir: str) -> str:
+    """Returns where a run keeps its checkpoints that keeps them in its job_dir."""
+    return os.path.join(job_dir, "checkpoints")
 
 
 def name_of(step: int) -> str:

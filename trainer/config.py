@@ -302,14 +302,13 @@ def from_args(args: Sequence[str]) -> Config:
             f"give batch_size or global_batch_size, got both: {values.batch_size} per "
             f"replica and {values.global_batch_size} over all"
         )
-    check_names(values.class_names)
     return flags.make(Config, values)
 
 
 def check_names(names: Sequence[str] | None) -> None:
-    """Raises ValueError where a flag names a class with blanks around, as in "a, b".
+    """Raises ValueError where a class is named with blanks around, as in "a, b".
 
-    Not where settings are made: a run from before may have such names, and is read again.
+    Not where settings are made: a run from before may have such names, and goes on.
     """
     for name in names or ():
         if name != name.strip():

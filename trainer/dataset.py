@@ -152,7 +152,8 @@ def stored_split(opened: Dataset, name: str) -> Split:
 def check_asked(name: str, opened: Dataset) -> None:
     """Raises ValueError where a folder of one version holds another than is asked for.
 
-    Its run would be kept under the name of another data set.
+    Its run would be kept under the name of another data set. Name and version are
+    compared; a config is not.
     """
     try:
         asked, how = tfds.core.naming.parse_builder_name_kwargs(name)

@@ -13,8 +13,8 @@ from trainer.up_conv import UpConv
 # Channels at S/16, S/8, S/4 and S/2.
 TUTORIAL_WIDTHS = (512, 256, 128, 64)
 LIGHT_WIDTHS = (256, 160, 96, 64)
-# Kept of BatchNorm's moving averages at a step. Keras' 0.99, as in the tutorial's, are of
-# weights a hundred steps old: an evaluation in the first epochs is far off with them.
+# Share of BatchNorm's moving averages that is kept at a step. Keras' 0.99, as in the
+# tutorial's, averages over some hundred steps: weights have moved on, evaluations are off.
 LIGHT_MOMENTUM = 0.9
 
 

@@ -138,8 +138,8 @@ def _check_target(
             )
     if not there.get("picture") and tf.io.gfile.exists(picture):
         raise ValueError(
-            f"{picture} must be of {path} to be written over, got one that it does not "
-            "name; give another --output_dir"
+            f"{picture} must be of {path} to be written over, got one that it does "
+            "not name; remove it, or give another --output_dir"
         )
 
 

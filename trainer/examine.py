@@ -115,8 +115,8 @@ def _check_fractions(settings: Preparation, told: Mapping[str, str] | None) -> N
     for name, is_idle in idle.items():
         if is_idle:
             raise ValueError(
-                f"{name} is for a split that nothing else tells, got "
-                f"{getattr(settings, name):g} with the splits of {by}; leave it out"
+                f"{name} must be left out where it cuts nothing, got "
+                f"{getattr(settings, name):g} with the splits of {by}"
             )
 
 

@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import tensorflow as tf
+
 from trainer import files
 
 NAME = "classes.json"
@@ -55,18 +57,27 @@ def write(
 
 
 def take_back(folder: str, earlier: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Writes of some names what was told before: nothing was made of them now.
+    """Leaves in an index only what there is of images that were not wholly written.
 
     Args:
         folder: Whose index it is; another prediction may have added to it since.
         earlier: What `read` returned before `write`.
         names: Of those images.
     """
-    index = read(folder)
-    for key in index.keys() & {"images", "endings"}:
-        before = earlier.get(key, {})
-        for name in names:
-            index[key].pop(name, None)
-            index[key] |= {name: before[name]} if name in before else {}
+    index, names = read(folder), list(names)
+    there: set[str] = set()
+    for below in {os.path.dirname(name) for name in names}:
+        path = os.path.join(folder, below)
+        if tf.io.gfile.isdir(path):
+            there |= {os.path.join(below, file) for file in tf.io.gfile.listdir(path)}
+    images, endings = index.get("images", {}), index.get("endings", {})
+    for name in names:
+        made = [e for e in endings.get(name, ()) if name + e in there]
+        kept = {*earlier.get("endings", {}).get(name, ()), *made}
+        if kept:
+            endings[name] = sorted(kept)
+        elif name not in earlier.get("images", {}):
+            images.pop(name, None)
+            endings.pop(name, None)
     if index:
         files.write_json(os.path.join(folder, NAME), index)

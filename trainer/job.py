@@ -155,6 +155,7 @@ def prepare(
         same_run.check_settings(state, saved)
     else:
         same_run.check_begun(directories)
+        config.check_names(settings.class_names)
         dataset.check_asked(settings.dataset, opened)
 
     strategy = distribution.make_strategy(
@@ -185,7 +186,7 @@ def prepare(
         settings.epochs * len(opened.train.ids) / global_batch_size
     )
     with strategy.scope():
-        built = _built(
+        unet, optimizer, loss_scale, average = _built(
             settings,
             len(opened.class_names),
             saved,
@@ -206,7 +207,11 @@ def prepare(
             workers.count,
             data.train_size(train_side(settings), augmentation(settings)),
         ),
-        **built,
+        model=unet,
+        train_model=model.at(unet, train_side(settings)),
+        optimizer=optimizer,
+        loss_scale=loss_scale,
+        average=average,
         global_batch_size=global_batch_size,
         total_steps=total_steps,
         state=state,
@@ -283,8 +288,10 @@ def _built(
     saved: checkpoint.Checkpoint | None,
     learning_rate: float,
     total_steps: int,
-) -> dict[str, Any]:
-    """Returns what holds a job's variables, by field, not yet restored.
+) -> tuple[
+    keras.Model, keras.Optimizer, step.LossScale | None, averaging.Average | None
+]:
+    """Returns all that holds a run's variables, not yet restored.
 
     Args:
         settings: The settings.
@@ -311,26 +318,22 @@ def _built(
         weight_decay=settings.weight_decay,
         encoder_factor=encoder_rate / settings.learning_rate,
     )
+    scaled = settings.precision == "mixed_float16"
     decay = settings.ema_decay
-    return {
-        "model": unet,
-        "train_model": model.at(unet, train_side(settings)),
-        "optimizer": optimizer,
-        "loss_scale": (
-            step.LossScale() if settings.precision == "mixed_float16" else None
-        ),
-        "average": averaging.Average(unet, decay) if decay else None,
-    }
+    average = averaging.Average(unet, decay) if decay else None
+    return unet, optimizer, step.LossScale() if scaled else None, average
 
 
 def _write_config(job: Job) -> None:
     """Writes job_dir/config.json: the settings, and what they came to."""
-    opened = job.dataset
+    opened, at = job.dataset, files.place(job.directories.checkpoints)
+    apart = at != files.place(checkpoint.inside(job.directories.job))
     run_files.write_config(
         job.directories.job,
         config.to_dict(job.settings),
         step=job.state["step"],
         total_steps=job.total_steps,
+        checkpoints=at if apart else None,  # A job_dir may be moved with its own.
         devices=[d.name for d in tf.config.list_logical_devices()],
         replicas=job.strategy.num_replicas_in_sync,
         workers=job.workers.count,

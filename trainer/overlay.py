@@ -6,7 +6,7 @@ Letters: H and W the picture's own height and width in pixels, C classes.
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 SHARE = 0.45  # Of the class's colour, inside; what is photographed must stay visible.
 LINE = 1 / 400  # Width of outlines on either side, over the shorter side.
@@ -56,7 +56,10 @@ def edges(ids: np.ndarray, width: int) -> np.ndarray:
 def jpeg(picture: Image.Image) -> bytes:
     """Returns a picture as a JPEG file; one that is too long for it is shrunk."""
     buffer = io.BytesIO()
-    if max(picture.size) > LONGEST:
-        picture = ImageOps.contain(picture, (LONGEST, LONGEST))
+    if (longest := max(picture.size)) > LONGEST:
+        width, height = (
+            max(1, round(side * LONGEST / longest)) for side in picture.size
+        )
+        picture = picture.resize((width, height))
     picture.save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue()

@@ -72,6 +72,10 @@ def slide(
     return look
 
 
+class Unwritable(Exception):
+    """What is made of one photograph cannot be written; that of others may be."""
+
+
 def run(
     photographs: Iterable[Photograph],
     size: int,
@@ -80,14 +84,15 @@ def run(
     write: Write,
     skip: Skip,
 ) -> Iterator[Any]:
-    """Yields, in their order, what `write` returns for each photograph it can be of.
+    """Yields, in order, what `write` returns of each photograph that it can write.
 
     Args:
         photographs: Of `photographs.find`.
         size: S, pixels.
         batch_size: N.
         look: Returns probabilities, in this thread.
-        write: Makes of a photograph and them what is asked for, in several threads.
+        write: Makes of a photograph and them what is asked for, in several threads; may
+            raise Unwritable.
         skip: Told each photograph that cannot be read or written, and why; in this
             thread.
     """
@@ -95,10 +100,8 @@ def run(
     def written(pair: tuple[Read, tf.Tensor]) -> tuple[Any, str | None]:
         try:
             return write(*pair), None
-        # Of this one's name or pixels. A full disk, or a bucket that does not answer,
-        # is no other for the next one.
-        except tf.errors.InvalidArgumentError as error:
-            return pair[0].photograph, terminal.one_line(error)
+        except Unwritable as error:
+            return pair[0].photograph, str(error)
 
     for made, why in flow(
         photographs,

@@ -46,6 +46,7 @@ def check(
         "init_from": settings.init_from or "",
         "encoder_weights": settings.encoder_weights,
     }
+    # Whether there are checkpoints is asked of a bucket that is known to be there.
     asked = {"data_dir": trained.data_dir(settings) or "", **written, **read}
     for setting, directory in asked.items():
         within = directory.startswith(f"{directories.job.rstrip('/')}/")

@@ -13,7 +13,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainer import command, flags, terminal
 from trainer.flags import setting
@@ -109,7 +109,12 @@ def _ready(settings: Prediction) -> Callable[[], int]:
         for folder in folders:
             files.make_directory(os.path.join(output_dir, folder))
         index.write(output_dir, earlier, about, paths, endings)
-        return _predict(settings, model, found, colours, earlier)
+        left = set(paths)
+        try:
+            return _predict(settings, model, found, colours, left)
+        finally:
+            if left:
+                index.take_back(output_dir, earlier, left)
 
     return work
 
@@ -138,16 +143,15 @@ def _predict(
     model: "Trained",
     found: "list[Photograph]",
     colours: "np.ndarray",
-    earlier: dict[str, Any],
+    left: set[str],
 ) -> int:
-    """Writes all masks; returns the exit code."""
+    """Writes all masks, takes their names out of `left`; returns the exit code."""
     import numpy as np
     from absl import logging
     from tqdm import tqdm
 
-    from trainer import index, pipeline
+    from trainer import pipeline
 
-    skipped: list[str] = []
     masks, pixels = 0, np.zeros(len(colours), np.int64)
     batch_size = settings.batch_size
     if settings.window == "whole":
@@ -155,11 +159,10 @@ def _predict(
     with tqdm(total=len(found), unit="image", disable=None, leave=False) as bar:
 
         def skip(one: "Photograph", why: str) -> None:
-            skipped.append(one.name)
             bar.update()
             logging.warning("skipped %s: %s", one.path, why)
 
-        for counted in pipeline.run(
+        for name, counted in pipeline.run(
             found,
             model.settings.image_size,
             batch_size,
@@ -169,45 +172,56 @@ def _predict(
         ):
             masks += 1
             pixels += counted
+            left.remove(name)
             bar.update()
     print(f"{masks} {'mask' if masks == 1 else 'masks'} in {settings.output_dir}")
     for id, name in enumerate(model.class_names if masks else ()):
         print(f"  class {id} {name}: {pixels[id] / pixels.sum():.1%} of the pixels")
-    if skipped:
-        index.take_back(settings.output_dir or "", earlier, skipped)
-        reason = f"{len(skipped)} of {len(found)} images could not be read or written"
+    if left:
+        reason = f"{len(left)} of {len(found)} images could not be read or written"
         return terminal.stopped(command.FAILED, f"{reason}, named above")
     return 0
 
 
 def write(
     settings: Prediction, colours: "np.ndarray", read: "Read", seen: "tf.Tensor"
-) -> "np.ndarray":
-    """Writes what is made of one photograph; returns the pixels (C,) of each class.
+) -> "tuple[str, np.ndarray]":
+    """Writes what is made of one photograph; returns its name, and each class's pixels.
 
     Args:
         settings: What is to be written, and where.
         colours: (C, 3) uint8.
         read: The photograph.
         seen: (?, ?, C) float32, its probabilities.
+
+    Raises:
+        pipeline.Unwritable: If nothing of that name can be written.
     """
     import numpy as np
+    import tensorflow as tf
 
     from trainer import files, index, masks, overlay, pipeline
 
     ids, probabilities = pipeline.ids_of(read, seen)
     mask = overlay.indexed(ids, colours)
     path = os.path.join(settings.output_dir or "", read.photograph.name)
-    # The longest name first: where it is too long, nothing of this one is written.
+    made = {}
     if settings.overlays:
-        files.write(path + index.OVERLAY, overlay.jpeg(overlay.blend(read.image, mask)))
+        made[index.OVERLAY] = overlay.jpeg(overlay.blend(read.image, mask))
     if settings.probabilities:
         buffer = io.BytesIO()
         half = probabilities.numpy().astype(np.float16)
         np.savez_compressed(buffer, probabilities=half)
-        files.write(path + index.PROBABILITIES, buffer.getvalue())
-    files.write(path + index.MASK, masks.png(mask))
-    return np.bincount(ids.ravel(), minlength=len(colours))
+        made[index.PROBABILITIES] = buffer.getvalue()
+    made[index.MASK] = masks.png(mask)
+    try:
+        # The longest name first: where it is too long, nothing of this one is written.
+        for ending, content in made.items():
+            files.write(path + ending, content)
+    # Its name. A full disk, or a bucket that does not answer, is none of this one's.
+    except tf.errors.InvalidArgumentError as error:
+        raise pipeline.Unwritable(terminal.one_line(error)) from None
+    return read.photograph.name, np.bincount(ids.ravel(), minlength=len(colours))
 
 
 if __name__ == "__main__":

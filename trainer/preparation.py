@@ -30,7 +30,7 @@ class Preparation:
     ignore_id: int = setting("Classes", 255, "Mask id of pixels that count nowhere; stored as 255.", low=0, high=65535)
 
     val_fraction: float = setting("Splits", 0.0, "Share for validation, of train where lists or folders tell the rest; when 0, training cuts its own.", low=0, high=0.9)
-    test_fraction: float = setting("Splits", 0.1, "Share for test where no lists or folders tell it.", low=0, high=0.9)
+    test_fraction: float = setting("Splits", 0.1, "Share for test where no lists or folders tell any split.", low=0, high=0.9)
     train_list: str | None = setting("Splits", None, "File that names the images of train, one a line; instead of fractions.")
     val_list: str | None = setting("Splits", None, "File that names the images of validation.")
     test_list: str | None = setting("Splits", None, "File that names the images of test.")

@@ -22,7 +22,7 @@ DATA = {
 def check_place(directories: config.Directories, saved: checkpoint.Checkpoint) -> None:
     """Raises ValueError if checkpoints that are kept elsewhere are another run's."""
     ours, theirs = files.place(directories.job), saved.state.get("job_dir")
-    inside = os.path.join(directories.job, "checkpoints")
+    inside = checkpoint.inside(directories.job)
     apart = directories.checkpoints.rstrip("/") != inside
     if apart and theirs not in (None, ours):
         raise ValueError(
