@@ -1,5 +1,8 @@
 """The U-Net: the tutorial's numbers, what is trained and what is not, its precision."""
 
+import random
+import threading
+
 import keras
 import numpy as np
 import pytest
@@ -279,6 +282,23 @@ def test_same_seed_makes_the_same_weights_and_another_makes_others():
     assert all((first[path] == second[path]).all() for path in first)
     kernels = [path for path in first if path.endswith("kernel")]
     assert all((first[path] != other[path]).any() for path in kernels)
+
+
+def test_other_threads_that_draw_random_numbers_change_no_weight():
+    alone, ended = copies(build(seed=4).weights), threading.Event()
+
+    def draw():
+        while not ended.is_set():
+            random.random()
+
+    drawing = threading.Thread(target=draw)
+    drawing.start()
+    try:
+        beside = copies(build(seed=4).weights)
+    finally:
+        ended.set()
+        drawing.join()
+    assert all((alone[path] == beside[path]).all() for path in alone)
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])

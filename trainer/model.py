@@ -3,11 +3,14 @@
 Letters: N images in a batch, S side of an image, C classes.
 """
 
+import contextlib
 import functools
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
+from keras.src.random import seed_generator
 
 from trainer import decoders, encoders, folding, pretrained
 
@@ -54,31 +57,49 @@ def build_unet(
         ValueError: If the weights are not there or do not fit, or layers are not there.
     """
     keras.config.set_dtype_policy(precision)
-    keras.utils.set_random_seed(seed)
-    network = pretrained.build(
-        encoder,
-        image_size=image_size,
-        alpha=encoder_alpha,
-        weights=encoder_weights,
-        download=download,
-        skip_layers=skip_layers,
-    )
-    network.trainable = train_encoder
-    first = pretrained.first_at(network, train_encoder_from)
-    for layer in network.layers[:first]:
-        layer.trainable = False
-    for layer in network.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.trainable = layer.trainable and train_encoder_batch_norm
-    # BatchNorm that is not trainable runs in inference mode whatever `training` is.
-    network = folding.fold(network)
+    with _seeded(seed):
+        network = pretrained.build(
+            encoder,
+            image_size=image_size,
+            alpha=encoder_alpha,
+            weights=encoder_weights,
+            download=download,
+            skip_layers=skip_layers,
+        )
+        network.trainable = train_encoder
+        first = pretrained.first_at(network, train_encoder_from)
+        for layer in network.layers[:first]:
+            layer.trainable = False
+        for layer in network.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.trainable = layer.trainable and train_encoder_batch_norm
+        # BatchNorm that is not trainable runs in inference mode whatever `training` is.
+        network = folding.fold(network)
 
-    image = keras.Input((image_size, image_size, 3), name="image")
-    taps = network(pretrained.normalise(encoder, image))
-    *skips, features = keras.tree.flatten(taps)  # (N, S/32, S/32, channels)
-    logits = DECODERS[decoder](features, skips, num_classes)
-    logits = keras.layers.Activation("linear", dtype="float32", name="logits")(logits)
-    return keras.Model(image, logits, name="unet")
+        image = keras.Input((image_size, image_size, 3), name="image")
+        taps = network(pretrained.normalise(encoder, image))
+        *skips, features = keras.tree.flatten(taps)  # (N, S/32, S/32, channels)
+        logits = DECODERS[decoder](features, skips, num_classes)
+        logits = keras.layers.Activation("linear", dtype="float32", name="logits")(
+            logits
+        )
+        return keras.Model(image, logits, name="unet")
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Has Keras draw the seeds of initial weights from a generator that is its alone.
+
+    It takes them from Python's `random`, of which other threads take too: that of a
+    lease on gs://, when it waits to ask again.
+    """
+    keras.utils.set_random_seed(seed)
+    theirs = seed_generator.python_random
+    seed_generator.python_random = random.Random(seed)
+    try:
+        yield
+    finally:
+        seed_generator.python_random = theirs
 
 
 def at(network: keras.Model, size: int) -> keras.Model:
