@@ -271,13 +271,14 @@ def load_file(path: str) -> Checkpoint:
 
 
 def load_initial(path: str) -> Checkpoint:
-    """Returns the checkpoint to start from: a file's, or the best of a job_dir.
+    """Returns a model to start from, as it was judged: a file's, or a job_dir's best.
 
     Raises:
         ValueError: If there is none, or it is damaged.
     """
     if path.endswith(".npz"):
-        return load_file(path)
+        saved = load_file(path)
+        return dataclasses.replace(saved, arrays=judged(saved.arrays))
     config_json = files.read_json(os.path.join(path, "config.json"))
     directory = directory_of(path, config_json)
     if (best := pointed(directory, "best", load_judged)) is None:

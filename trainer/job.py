@@ -350,8 +350,8 @@ def _write_config(job: Job) -> None:
 
 def _start_from(unet: keras.Model, path: str) -> None:
     """Gives the model the weights of another run."""
-    other = checkpoint.judged(checkpoint.load_initial(path).arrays)
+    other = checkpoint.load_initial(path)
     try:
-        checkpoint.assign(other, checkpoint.named_variables(unet))
+        checkpoint.assign(other.arrays, checkpoint.named_variables(unet))
     except ValueError as error:
         raise ValueError(f"init_from must fit the model, got {path}: {error}") from None
