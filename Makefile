@@ -36,7 +36,7 @@ install: .venv/installed .venv-gcs/locked .venv-deploy/locked  ## Make the envir
 train: .venv/installed  ## Train on the bundled sample; more flags: make train TRAIN_FLAGS="..."
 	@$(BIN)/python -m trainer.task $(SAMPLE_FLAGS) $(TRAIN_FLAGS)
 
-test: install  ## Run every test, slow ones too; one of them: make test TESTS="-k name"
+test: install  ## Run every test, 20 to 40 minutes; one of them: make test TESTS="-k name"
 	@$(BIN)/python -m pytest $(or $(TESTS),--numprocesses=2 --dist=loadfile --no-loadscope-reorder)
 
 check: install  ## Check format, lint, types and the Dockerfile
