@@ -8,7 +8,15 @@ import pytest
 import tensorflow as tf
 
 from tests import runs
-from trainer import averaging, batch_norm, checkpoint, job, task, trained
+from trainer import (
+    averaging,
+    batch_norm,
+    checkpoint,
+    checkpoint_folder,
+    job,
+    task,
+    trained,
+)
 
 SMALL = ["--image_size=32", "--num_pictures=1", "--log_every_steps=1", "--noexport"]
 
@@ -101,8 +109,8 @@ def val_loss(job_dir):
 def test_means_are_judged_while_the_weights_go_on_as_without_them(ran):
     _, with_means = ran("with", "--ema_decay=0.9")
     _, without = ran("without")
-    ours = checkpoint.load_latest(str(with_means / "checkpoints")).arrays
-    theirs = checkpoint.load_latest(str(without / "checkpoints")).arrays
+    ours = checkpoint_folder.load_latest(str(with_means / "checkpoints")).arrays
+    theirs = checkpoint_folder.load_latest(str(without / "checkpoints")).arrays
     for name, array in theirs.items():
         np.testing.assert_array_equal(ours[name], array, err_msg=name)
     means = [name for name in ours if name.startswith("average/")]
@@ -122,8 +130,8 @@ def test_a_run_that_goes_on_has_the_means_of_one_that_was_never_stopped(ran):
     )
     (stopped / "result.json").unlink()
     assert task.main([*stopped_flags, "--total_steps=6"]) == 0
-    one = checkpoint.load_latest(str(straight / "checkpoints")).arrays
-    other = checkpoint.load_latest(str(stopped / "checkpoints")).arrays
+    one = checkpoint_folder.load_latest(str(straight / "checkpoints")).arrays
+    other = checkpoint_folder.load_latest(str(stopped / "checkpoints")).arrays
     assert one.keys() == other.keys()
     for name, array in one.items():
         np.testing.assert_array_equal(array, other[name], err_msg=name)
@@ -132,7 +140,7 @@ def test_a_run_that_goes_on_has_the_means_of_one_that_was_never_stopped(ran):
 def test_the_model_of_a_run_is_the_one_that_was_judged(ran):
     _, job_dir = ran("run", "--ema_decay=0.9")
     loaded = trained.load(str(job_dir), "latest")
-    saved = checkpoint.load_latest(str(job_dir / "checkpoints")).arrays
+    saved = checkpoint_folder.load_latest(str(job_dir / "checkpoints")).arrays
     for weight in loaded.model.trainable_variables:
         np.testing.assert_array_equal(value(weight), saved[f"average/{weight.path}"])
 
@@ -159,7 +167,9 @@ def test_a_new_run_starts_from_the_means_of_another(ran, monkeypatch, tmp_path):
 
     monkeypatch.setattr(job, "prepare", prepared)
     ran("second", "--ema_decay=0.5", f"--init_from={first}")
-    arrays = checkpoint.load_judged(kept, checkpoint.pointer(kept)["best"]).arrays
+    arrays = checkpoint.load_judged(
+        kept, checkpoint_folder.pointer(kept)["best"]
+    ).arrays
     [start] = seen
     for name, array in start.items():
         kind, _, path = name.partition("/")

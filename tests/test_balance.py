@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import balance, checkpoint, config, data, job, records, step, task
+from trainer import (
+    balance,
+    checkpoint_folder,
+    config,
+    data,
+    job,
+    records,
+    step,
+    task,
+)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +83,7 @@ def test_a_run_steps_by_its_settings_and_does_not_count_again_when_it_goes_on(
     assert task.main([*command, "--total_steps=1"]) == 0
     monkeypatch.setattr(balance, "_pixels", counted)
     assert task.main([*command, "--total_steps=2"]) == 0
-    saved = checkpoint.load_latest(str(tmp_path / "run" / "checkpoints")).state
+    saved = checkpoint_folder.load_latest(str(tmp_path / "run" / "checkpoints")).state
     expected = {
         "terms": {"cross_entropy": 1.0, "dice": 0.5, "focal": 1.0},
         "focal_gamma": 1.0,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import checkpoint, step
+from trainer import checkpoint, checkpoint_folder, step
 
 ARRAYS = {
     "model/kernel": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32),
@@ -28,7 +28,7 @@ def state(at):
 def save(directory, at, best=None):
     """Writes a checkpoint as a run does; returns its name."""
     name = checkpoint.save(str(directory), ARRAYS, state(at))
-    checkpoint.move_pointer(str(directory), latest=name, best=best or name)
+    checkpoint_folder.move_pointer(str(directory), latest=name, best=best or name)
     return name
 
 
@@ -206,11 +206,11 @@ def test_data_is_whole_before_the_digest_and_both_before_the_pointer(
 
     monkeypatch.setattr(tf.io.gfile, "GFile", opened)
     name = checkpoint.save(str(tmp_path), ARRAYS, state(3))
-    assert checkpoint.pointer(str(tmp_path)) == {}
+    assert checkpoint_folder.pointer(str(tmp_path)) == {}
     assert order == [f"{name}.npz", f"{name}.npz.sha256"]
-    checkpoint.move_pointer(str(tmp_path), latest=name, best=name)
+    checkpoint_folder.move_pointer(str(tmp_path), latest=name, best=name)
     assert order[2:] == ["checkpoint.json"]
-    assert checkpoint.pointer(str(tmp_path)) == {"latest": name, "best": name}
+    assert checkpoint_folder.pointer(str(tmp_path)) == {"latest": name, "best": name}
     assert listing(tmp_path) == sorted(order)
 
 
@@ -218,8 +218,8 @@ def test_latest_is_the_newest_by_number(tmp_path):
     for at in (9, 99_999_999, 100_000_000, 10):
         save(tmp_path, at)
     newest = ["step-100000000", "step-99999999", "step-00000010", "step-00000009"]
-    assert checkpoint.names(str(tmp_path)) == newest
-    assert is_whole(checkpoint.load_latest(str(tmp_path)), 100_000_000)
+    assert checkpoint_folder.names(str(tmp_path)) == newest
+    assert is_whole(checkpoint_folder.load_latest(str(tmp_path)), 100_000_000)
 
 
 def cut_data(path):
@@ -245,7 +245,7 @@ def test_a_damaged_newest_is_passed_over_for_the_one_before_with_a_warning(
     for at in (7, 6):
         damage(tmp_path / f"step-{at:08d}.npz")
     with caplog.at_level("WARNING", logger="absl"):
-        assert is_whole(checkpoint.load_latest(str(tmp_path)), 5)
+        assert is_whole(checkpoint_folder.load_latest(str(tmp_path)), 5)
     lines = [record.getMessage() for record in caplog.records]
     assert [("step-00000007" in a, "step-00000006" in a) for a in lines] == [
         (True, False),
@@ -259,12 +259,12 @@ def test_where_none_is_whole_it_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match="got step-00000006, step-00000005, none whole"
     ):
-        checkpoint.load_latest(str(tmp_path))
+        checkpoint_folder.load_latest(str(tmp_path))
 
 
 def test_what_a_kill_left_of_the_very_first_save_is_passed_over(tmp_path):
     (tmp_path / "step-00000005.npz").write_bytes(b"PK torn")
-    assert checkpoint.load_latest(str(tmp_path)) is None
+    assert checkpoint_folder.load_latest(str(tmp_path)) is None
 
 
 @pytest.mark.parametrize("exists", [False, True])
@@ -273,14 +273,14 @@ def test_a_directory_without_checkpoints_has_no_latest(tmp_path, exists):
     if exists:
         directory.mkdir()
         (directory / "notes.npz").write_bytes(b"not ours")
-    assert checkpoint.load_latest(str(directory)) is None
+    assert checkpoint_folder.load_latest(str(directory)) is None
 
 
 @pytest.mark.parametrize("keep", [2, 3])
 def test_pruning_keeps_the_newest_and_the_best_and_nothing_else(tmp_path, keep):
     for at in range(1, 8):
         save(tmp_path, at, best="step-00000002")
-        checkpoint.prune(str(tmp_path), keep)
+        checkpoint_folder.prune(str(tmp_path), keep)
     kept = [2, *range(8 - keep, 8)]
     names = [f"step-{at:08d}.npz{end}" for at in kept for end in ("", ".sha256")]
     assert listing(tmp_path) == sorted(["checkpoint.json", *names])
@@ -294,7 +294,7 @@ def test_pruning_touches_nothing_that_is_not_a_checkpoint(tmp_path):
     (tmp_path / "folder" / "step-00000001.npz").write_text("mine")
     for at in range(2, 7):
         save(tmp_path, at)
-        checkpoint.prune(str(tmp_path), 2)
+        checkpoint_folder.prune(str(tmp_path), 2)
     assert {*others, "folder"} <= set(listing(tmp_path))
     assert all((tmp_path / name).read_text() == "mine" for name in others)
     assert listing(tmp_path / "folder") == ["step-00000001.npz"]
@@ -305,9 +305,13 @@ def test_pruning_leaves_what_lies_behind_the_latest(tmp_path):
     for at in (1, 2, 3):
         save(tmp_path, at)
     flip_byte(tmp_path / "step-00000003.npz")
-    checkpoint.move_pointer(str(tmp_path), latest="step-00000002", best="step-00000002")
-    checkpoint.prune(str(tmp_path), 2)
-    assert checkpoint.names(str(tmp_path)) == [f"step-{at:08d}" for at in (3, 2, 1)]
+    checkpoint_folder.move_pointer(
+        str(tmp_path), latest="step-00000002", best="step-00000002"
+    )
+    checkpoint_folder.prune(str(tmp_path), 2)
+    assert checkpoint_folder.names(str(tmp_path)) == [
+        f"step-{at:08d}" for at in (3, 2, 1)
+    ]
 
 
 def test_what_a_kill_left_takes_no_good_ones_place_in_pruning(tmp_path):
@@ -316,10 +320,10 @@ def test_what_a_kill_left_takes_no_good_ones_place_in_pruning(tmp_path):
         save(tmp_path, at)
     (tmp_path / "step-00000003.npz").write_bytes(b"PK torn")
     save(tmp_path, 4)
-    checkpoint.prune(str(tmp_path), 2)
+    checkpoint_folder.prune(str(tmp_path), 2)
     whole = {p.name for p in tmp_path.glob("*.sha256")}
     assert whole == {"step-00000002.npz.sha256", "step-00000004.npz.sha256"}
-    assert checkpoint.names(str(tmp_path)) == ["step-00000004", "step-00000002"]
+    assert checkpoint_folder.names(str(tmp_path)) == ["step-00000004", "step-00000002"]
 
 
 def test_pruning_deletes_the_digest_first(tmp_path, monkeypatch):
@@ -327,7 +331,7 @@ def test_pruning_deletes_the_digest_first(tmp_path, monkeypatch):
         save(tmp_path, at)
     removed: list[str] = []
     monkeypatch.setattr(tf.io.gfile, "remove", removed.append)
-    checkpoint.prune(str(tmp_path), 2)
+    checkpoint_folder.prune(str(tmp_path), 2)
     oldest = str(tmp_path / "step-00000001.npz")
     assert removed == [f"{oldest}.sha256", oldest]
 

@@ -9,7 +9,16 @@ import pytest
 import tensorflow as tf
 
 from tests import runs
-from trainer import checkpoint, encoders, model, pretrained, step, task, trained
+from trainer import (
+    checkpoint,
+    checkpoint_folder,
+    encoders,
+    model,
+    pretrained,
+    step,
+    task,
+    trained,
+)
 
 SIZE = 64
 OTHERS = [name for name in encoders.NAMES if name != encoders.DEFAULT]
@@ -400,7 +409,7 @@ def test_a_run_goes_on_without_the_encoders_file_and_is_loaded(tmp_path, pets):
     ]
     assert same(*(values(encoder.weights) for encoder in encoders_of))
     assert loaded.model(images(1, 32)).shape == (1, 32, 32, 3)
-    saved = checkpoint.load_latest(f"{job_dir}/checkpoints")
+    saved = checkpoint_folder.load_latest(f"{job_dir}/checkpoints")
     assert saved.state["settings"]["encoder"] == "mobilenet_v3_small"
     # What an older version wrote names no encoder, and means the default.
     old = json.loads(pathlib.Path(job_dir, "config.json").read_text())["settings"]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from trainer import (
     boundaries,
-    checkpoint,
+    checkpoint_folder,
     dataset,
     evaluate,
     inference,
@@ -237,8 +237,8 @@ def test_of_a_limited_split_the_first_of_each_shard_are_taken(run):
 
 
 def test_the_latest_checkpoint_is_that_of_the_last_step(run):
-    at = checkpoint.pointer(str(run / "checkpoints"))
-    checkpoint.move_pointer(
+    at = checkpoint_folder.pointer(str(run / "checkpoints"))
+    checkpoint_folder.move_pointer(
         str(run / "checkpoints"), latest=at["latest"], best="step-00000004"
     )
     assert evaluated(run)["step"] == 4

@@ -8,7 +8,7 @@ import time
 import keras
 import pytest
 
-from trainer import checkpoint, config, lease, task, train
+from trainer import checkpoint_folder, config, lease, task, train
 from trainer import places as run_places
 
 SECONDS = 40.0  # TensorFlow's ten retries take minutes.
@@ -141,7 +141,7 @@ def test_a_run_that_goes_on_needs_no_bucket_that_it_began_from(
         with pytest.raises(ValueError, match=f"{setting} .* got {path}: there is no"):
             run_places.check(config.Config(**{setting: path}), at)
     checkpoints.mkdir(parents=True)
-    checkpoint.move_pointer(str(checkpoints), latest="step-1", best="step-1")
+    checkpoint_folder.move_pointer(str(checkpoints), latest="step-1", best="step-1")
     run_places.check(config.Config(**gone), at)
 
 

@@ -15,13 +15,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import keras
-from trainer import checkpoint, saver, saving
+from trainer import checkpoint, checkpoint_folder, saver, saving
 
 for line in sys.stdin:
     told = json.loads(line)
     directory, at = told["directory"], told.get("save")
     if at is None:
-        found = checkpoint.load_latest(directory)
+        found = checkpoint_folder.load_latest(directory)
         answer = [found.name, found.state["step"], np.unique(found.arrays["a"]).tolist()]
     else:
         job = SimpleNamespace(

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from trainer import (
     checkpoint,
+    checkpoint_folder,
     config,
     interruption,
     job,
@@ -105,8 +106,8 @@ def same_checkpoint(tmp_path: pathlib.Path) -> bool:
     directory = str(tmp_path / "run" / "checkpoints")
     return (
         checkpoint.load(directory, "step-00000002").state["step"] == 2
-        and checkpoint.names(directory) == ["step-00000002"]
-        and checkpoint.pointer(directory)["latest"] == "step-00000002"
+        and checkpoint_folder.names(directory) == ["step-00000002"]
+        and checkpoint_folder.pointer(directory)["latest"] == "step-00000002"
     )
 
 
@@ -233,7 +234,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room_again(
     with no_room_for_checkpoints():
         line = stopped()
     assert str(path) in line and line.endswith(KEPT), line
-    assert checkpoint.pointer(str(path.parent))["latest"] == "step-00000002"
+    assert checkpoint_folder.pointer(str(path.parent))["latest"] == "step-00000002"
     assert task.main(begun) == 0
     log = capfd.readouterr().err
     assert "Passed over: " in log and "step-00000004.npz" in log
@@ -309,7 +310,7 @@ def test_a_run_that_is_told_to_stop_saves_at_the_next_step(
         "goes on from it"
     )
     directory = str(tmp_path / "run" / "checkpoints")
-    assert checkpoint.pointer(directory)["latest"] == "step-00000003"
+    assert checkpoint_folder.pointer(directory)["latest"] == "step-00000003"
 
 
 def test_a_run_that_is_told_to_stop_while_it_evaluates_does_so_again_later(
@@ -430,7 +431,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     log = capfd.readouterr().err
     assert f"Passed over: {path} {rule}" in log
     assert "Going on from step-00000002, the newest whole checkpoint" in log
-    assert checkpoint.pointer(str(path.parent))["latest"] == "step-00000004"
+    assert checkpoint_folder.pointer(str(path.parent))["latest"] == "step-00000004"
 
 
 def test_a_run_whose_best_checkpoint_is_damaged_finishes_with_the_last(
@@ -461,7 +462,7 @@ def test_a_run_whose_best_checkpoint_is_damaged_finishes_with_the_last(
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["best"]["step"] == 6
     # Which is what the commands that look at the run are given, too.
-    found = checkpoint.pointer(str(path.parent))
+    found = checkpoint_folder.pointer(str(path.parent))
     assert found == {"latest": "step-00000006", "best": "step-00000006"}
     assert trained.load(str(tmp_path / "run")).validation == result["best"]
 
@@ -475,18 +476,22 @@ def test_a_best_checkpoint_stays_while_one_that_needs_it_does(begun, tmp_path):
         run.state["step"] = step
         run.state["evaluations"].append({"step": step, "val_mean_iou": found[step]})
         saving.save(run)()
-    assert checkpoint.names(str(folder)) == [f"step-0000000{n}" for n in (8, 6, 4)]
+    assert checkpoint_folder.names(str(folder)) == [
+        f"step-0000000{n}" for n in (8, 6, 4)
+    ]
     cut_short(folder / "step-00000008.npz")
     run = job.prepare(settings, config.directories(settings, {}))
     assert (run.latest, run.damaged) == ("step-00000006", {"step-00000008"})
     for step in (7, 9):
         run.state["step"] = step
         saving.save(run)()
-    at = checkpoint.pointer(str(folder))
+    at = checkpoint_folder.pointer(str(folder))
     assert at == {"latest": "step-00000009", "best": "step-00000004"}
     checkpoint.load(str(folder), at["best"])
     # The damaged one takes no good one's place among the two that stay.
-    assert checkpoint.names(str(folder)) == [f"step-0000000{n}" for n in (9, 7, 4)]
+    assert checkpoint_folder.names(str(folder)) == [
+        f"step-0000000{n}" for n in (9, 7, 4)
+    ]
 
 
 def test_a_warm_up_as_long_as_the_run_is_told(begun, tmp_path, capfd):

@@ -14,7 +14,16 @@ import tensorflow as tf
 
 from benchmarks import kill
 from tests.runs import assert_same_run, events
-from trainer import checkpoint, config, data, job, saving, standing, task
+from trainer import (
+    checkpoint,
+    checkpoint_folder,
+    config,
+    data,
+    job,
+    saving,
+    standing,
+    task,
+)
 
 SMALL = ["--image_size=32", "--num_pictures=1", "--cache=memory", "--log_every_steps=1"]
 SMALL += ["--noexport"]
@@ -156,7 +165,7 @@ def test_a_run_of_2_replicas_keeps_its_global_batch_on_1(command, tmp_path, cpus
     assert task.main(command("moved", "--total_steps=6")) == 0
     about = json.loads((tmp_path / "moved" / "config.json").read_text())
     assert (about["replicas"], about["global_batch_size"]) == (1, 4)
-    state = checkpoint.load_latest(str(tmp_path / "moved" / "checkpoints")).state
+    state = checkpoint_folder.load_latest(str(tmp_path / "moved" / "checkpoints")).state
     assert state["global_batch_size"] == 4
     expected = pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
     assert losses(tmp_path / "moved") == expected
@@ -241,7 +250,7 @@ def test_init_from_starts_a_new_run_at_step_0_from_the_best_weights_of_another(
     monkeypatch.setattr(standing, "best", lambda run: run.state["evaluations"][0])
     assert task.main(command("a", "--total_steps=4", "--eval_every_steps=2")) == 0
     directory = str(tmp_path / "a" / "checkpoints")
-    assert checkpoint.pointer(directory) == {
+    assert checkpoint_folder.pointer(directory) == {
         "latest": "step-00000004",
         "best": "step-00000002",
     }

@@ -19,6 +19,7 @@ from matplotlib import figure
 from tests import runs
 from trainer import (
     checkpoint,
+    checkpoint_folder,
     config,
     evaluation_step,
     job,
@@ -110,19 +111,19 @@ def test_a_last_step_that_was_saved_and_not_pointed_to_is_pointed_to(
     args = [f"--data_dir={data_dir}", f"--job_dir={tmp_path / 'run'}", *SMALL]
     args += ["--val_fraction=0.25", "--batch_size=2", "--eval_every_steps=1"]
     last = checkpoint.name_of(steps)
-    move = checkpoint.move_pointer
+    move = checkpoint_folder.move_pointer
 
     def cut(directory, *, latest, best):
         if latest == last:
             raise OSError("no space left")
         move(directory, latest=latest, best=best)
 
-    monkeypatch.setattr(checkpoint, "move_pointer", cut)
+    monkeypatch.setattr(checkpoint_folder, "move_pointer", cut)
     assert task.main([*args, f"--total_steps={steps}"]) == 1
-    monkeypatch.setattr(checkpoint, "move_pointer", move)
+    monkeypatch.setattr(checkpoint_folder, "move_pointer", move)
     assert task.main([*args, f"--total_steps={steps}"]) == 0
     best = read(tmp_path / "run")["best"]["step"]
-    pointer = checkpoint.pointer(str(tmp_path / "run" / "checkpoints"))
+    pointer = checkpoint_folder.pointer(str(tmp_path / "run" / "checkpoints"))
     assert pointer == {"latest": last, "best": checkpoint.name_of(best)}
 
 
@@ -284,7 +285,7 @@ def test_max_minutes_ends_a_run_with_an_evaluation_and_a_save(trained, tiny_unet
     result = read(job_dir)
     assert (result["stopped_by"], result["step"]) == ("max_minutes", 1)
     assert [row["step"] for row in rows(job_dir, "eval")] == [1]
-    latest = checkpoint.pointer(str(job_dir / "checkpoints"))["latest"]
+    latest = checkpoint_folder.pointer(str(job_dir / "checkpoints"))["latest"]
     assert latest == "step-00000001"
 
 
@@ -310,7 +311,7 @@ def test_weights_that_are_not_finite_are_not_saved(
     assert line.startswith("segtrainer: after step 2 model/logits/kernel is not finite")
     assert "step-00000001 is kept" in line
     assert read(job_dir, "failed")["step"] == 2
-    assert checkpoint.names(str(job_dir / "checkpoints")) == ["step-00000001"]
+    assert checkpoint_folder.names(str(job_dir / "checkpoints")) == ["step-00000001"]
 
 
 @pytest.fixture
@@ -366,7 +367,7 @@ def test_test_is_evaluated_once_with_the_checkpoint_best_by_its_metric(
     assert read(job_dir)["best"]["step"] == step
     name = f"step-{step:08d}"
     directory = str(job_dir / "checkpoints")
-    assert checkpoint.pointer(directory)["best"] == name
+    assert checkpoint_folder.pointer(directory)["best"] == name
     # Kept, though two newer ones are too; and what the test split was shown to.
     arrays = checkpoint.load(directory, name).arrays
     for variable, array in checkpoint.named_variables(models[0]).items():
@@ -422,7 +423,7 @@ def test_the_loss_falls_on_a_small_set(trained):
 def test_each_way_to_train_runs_and_is_saved(trained, flags):
     job_dir = trained("--total_steps=2", "--encoder_weights=none", *flags)
     assert np.isfinite(losses(job_dir)).all() and len(losses(job_dir)) == 2
-    saved = checkpoint.load_latest(str(job_dir / "checkpoints"))
+    saved = checkpoint_folder.load_latest(str(job_dir / "checkpoints"))
     assert saved.state["step"] == 2
     assert {a.dtype for a in saved.arrays.values() if a.dtype.kind == "f"} == {
         np.dtype("float32")

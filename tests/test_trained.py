@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from conftest import one_layer
 
-from trainer import checkpoint, config, dataset, model, task, trained
+from trainer import checkpoint, checkpoint_folder, config, dataset, model, task, trained
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def run(made, tmp_path, tiny_unet):
     """Returns a copy of that run whose best step is its second, whatever it was."""
     run = tmp_path / "run"
     shutil.copytree(made, run)
-    checkpoint.move_pointer(
+    checkpoint_folder.move_pointer(
         str(run / "checkpoints"), latest="step-00000003", best="step-00000002"
     )
     return run
@@ -59,7 +59,7 @@ def test_a_run_that_saves_while_it_is_read_is_read_again(run, monkeypatch, error
         if not errors:
             return load(*args)
         name = "step-00000003"
-        checkpoint.move_pointer(directory, latest=name, best=name)
+        checkpoint_folder.move_pointer(directory, latest=name, best=name)
         raise errors.pop()  # The best of before is deleted by then.
 
     monkeypatch.setattr(checkpoint, "load_judged", while_it_saves)
@@ -97,7 +97,9 @@ def test_a_checkpoint_that_was_not_judged_has_no_validation(run):
     saved = checkpoint.load(directory, "step-00000003")
     state = {**saved.state, "step": 4}
     checkpoint.save(directory, saved.arrays, state)
-    checkpoint.move_pointer(directory, latest="step-00000004", best="step-00000002")
+    checkpoint_folder.move_pointer(
+        directory, latest="step-00000004", best="step-00000002"
+    )
     found = trained.load(str(run), "latest")
     assert found.step == 4 and found.validation == {}
 
@@ -158,7 +160,9 @@ def test_a_model_that_does_not_fit_is_refused(run):
     saved = checkpoint.load(directory, "step-00000003")
     state = {**saved.state, "step": 5, "class_names": ["one", "two"]}
     checkpoint.save(directory, saved.arrays, state)
-    checkpoint.move_pointer(directory, latest="step-00000005", best="step-00000005")
+    checkpoint_folder.move_pointer(
+        directory, latest="step-00000005", best="step-00000005"
+    )
     (run / "config.json").write_text(json.dumps(written))
     with pytest.raises(ValueError, match="must be of shape"):
         trained.load(str(run))

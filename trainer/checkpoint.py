@@ -1,11 +1,9 @@
-"""Checkpoints that are whole or do not count.
+"""A checkpoint, which is whole or does not count: weights, optimizer and state.
 
-    checkpoints/step-00000520.npz         weights, optimizer and state at step 520
-    checkpoints/step-00000520.npz.sha256  its digest, as sha256sum writes it
-    checkpoints/checkpoint.json           {"latest": "step-00000520", "best": ...}
+    step-00000520.npz         what was saved at step 520, as numpy.savez writes it
+    step-00000520.npz.sha256  its digest, as sha256sum writes it
 
-They are written in this order, so that a kill at any moment leaves the one before as
-it was. One that its digest does not fit, or that has none, is passed over.
+The digest is written last, so that a kill at any moment leaves none that seems whole.
 """
 
 import dataclasses
@@ -13,20 +11,16 @@ import hashlib
 import io
 import json
 import os
-import re
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from trainer import averaging, files
 
-NAME = re.compile(r"step-(\d{8,})\.npz")
-POINTER = "checkpoint.json"
 STATE = "state"  # Name of the JSON text among the arrays.
 MODEL, AVERAGE = "model/", "average/"  # What the names of weights and means begin with.
 BLOCK_BYTES = 2**20  # Read at once for the digest.
@@ -40,19 +34,6 @@ class Checkpoint:
     arrays: dict[str, np.ndarray]  # Of each variable, by `named_variables`.
     state: dict[str, Any]  # JSON: what is not a variable; "step" among it.
     passed_over: tuple[str, ...] = ()  # Newer ones that are damaged.
-
-
-def directory_of(job_dir: str, config_json: Mapping[str, Any]) -> str:
-    """Returns where a run keeps its checkpoints, by its config.json, if it has one."""
-    apart = config_json.get("checkpoints")
-    # As it was typed; older ones have no more.
-    apart = apart or config_json.get("settings", {}).get("checkpoint_dir")
-    return apart or inside(job_dir)
-
-
-def inside(job_dir: str) -> str:
-    """Returns where a run keeps its checkpoints that keeps them in its job_dir."""
-    return os.path.join(job_dir, "checkpoints")
 
 
 def name_of(step: int) -> str:
@@ -158,17 +139,6 @@ class _Digested(io.RawIOBase):
         return len(data)
 
 
-def move_pointer(directory: str, *, latest: str, best: str) -> None:
-    """Says which checkpoint is the latest and which the best, both whole."""
-    path = os.path.join(directory, POINTER)
-    files.write_json(path, {"latest": latest, "best": best})
-
-
-def pointer(directory: str) -> dict[str, str]:
-    """Returns the names of the latest and the best; empty where there is no pointer."""
-    return files.read_json(os.path.join(directory, POINTER))
-
-
 def load(directory: str, name: str, prefix: str | tuple[str, ...] = "") -> Checkpoint:
     """Returns a checkpoint whose digest holds.
 
@@ -203,26 +173,6 @@ def load_judged(directory: str, name: str) -> Checkpoint:
     """Returns a checkpoint's model as it was judged, see `judged`; raises as `load`."""
     saved = load(directory, name, prefix=(MODEL, AVERAGE))
     return dataclasses.replace(saved, arrays=judged(saved.arrays))
-
-
-def pointed(
-    directory: str, which: str, read: Callable[[str, str], Checkpoint] = load
-) -> Checkpoint | None:
-    """Returns the "latest" or the "best" of a run that may go on; None before its first.
-
-    Args:
-        directory: Where the checkpoints are.
-        which: By the pointer.
-        read: `load`, or `load_judged`; raises as that does.
-    """
-    while (name := pointer(directory).get(which)) is not None:
-        try:
-            return read(directory, name)
-        except (ValueError, tf.errors.NotFoundError):
-            if pointer(directory).get(which) == name:
-                raise
-            # The run has saved meanwhile, and deleted what was read.
-    return None
 
 
 def judged(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -268,88 +218,3 @@ def load_file(path: str) -> Checkpoint:
         raise ValueError(
             f"{path} must be a checkpoint: {error.message.splitlines()[0]}"
         ) from None
-
-
-def load_initial(path: str) -> Checkpoint:
-    """Returns a model to start from, as it was judged: a file's, or a job_dir's best.
-
-    Raises:
-        ValueError: If there is none, or it is damaged.
-    """
-    if path.endswith(".npz"):
-        saved = load_file(path)
-        return dataclasses.replace(saved, arrays=judged(saved.arrays))
-    config_json = files.read_json(os.path.join(path, "config.json"))
-    directory = directory_of(path, config_json)
-    if (best := pointed(directory, "best", load_judged)) is None:
-        raise ValueError(
-            f"init_from must be a job_dir with checkpoints or a .npz file, got {path}"
-        )
-    return best
-
-
-def names(directory: str) -> list[str]:
-    """Returns the checkpoints in a directory, whole or not, the newest first."""
-    if not tf.io.gfile.isdir(directory):
-        return []
-    found = [f for f in tf.io.gfile.listdir(directory) if NAME.fullmatch(f)]
-    found.sort(key=lambda f: int(NAME.fullmatch(f)[1]), reverse=True)  # type: ignore[index]
-    return [f.removesuffix(".npz") for f in found]
-
-
-def load_latest(directory: str) -> Checkpoint | None:
-    """Returns the newest whole checkpoint; warns of each that it passes over.
-
-    Raises:
-        ValueError: If the pointer says that there are some, and none is whole.
-    """
-    passed_over: list[str] = []
-    for name in names(directory):
-        try:
-            saved = load(directory, name)
-            return dataclasses.replace(saved, passed_over=tuple(passed_over))
-        except ValueError as error:
-            logging.warning("Passed over: %s", error)
-            passed_over.append(name)
-    if pointer(directory):
-        raise ValueError(
-            f"{directory} must hold a whole checkpoint, got "
-            f"{', '.join(passed_over) or 'no file'}, none whole; start in another job_dir"
-        )
-    return None
-
-
-def prune(
-    directory: str,
-    keep: int,
-    best_at: Callable[[str], str] = lambda name: name,
-    damaged: Collection[str] = (),
-) -> None:
-    """Deletes all but the best, the latest and the `keep - 1` before it, and their best.
-
-    Those after the latest are left alone: they were passed over, not written by us.
-
-    Args:
-        directory: Where the checkpoints are.
-        keep: How many stay, the best apart.
-        best_at: Gives the best as it was when one was written: who goes on from that
-            one will need it.
-        damaged: Those that were passed over; they take no good one's place.
-    """
-    at = pointer(directory)
-    written = [name for name in names(directory) if name <= at["latest"]]
-    # What a kill left without a digest takes none either.
-    kept = [
-        name
-        for name in written
-        if name not in damaged
-        and tf.io.gfile.exists(os.path.join(directory, f"{name}.npz.sha256"))
-    ][:keep]
-    kept += [at["best"], *map(best_at, kept)]
-    for name in written:
-        if name not in kept:
-            path = os.path.join(directory, f"{name}.npz")
-            # The digest goes first: without it, what is left does not count.
-            for file in (f"{path}.sha256", path):
-                if tf.io.gfile.exists(file):
-                    tf.io.gfile.remove(file)

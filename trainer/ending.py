@@ -10,6 +10,7 @@ from absl import logging
 
 from trainer import (
     checkpoint,
+    checkpoint_folder,
     exporting,
     files,
     gallery,
@@ -177,7 +178,9 @@ def _take_best(job: Job) -> dict[str, Any]:
         if job.workers.is_chief:  # Others read the model that is told of.
             job.fence()
             last = checkpoint.name_of(job.state["step"])
-            checkpoint.move_pointer(job.directories.checkpoints, latest=last, best=last)
+            checkpoint_folder.move_pointer(
+                job.directories.checkpoints, latest=last, best=last
+            )
         return job.state["evaluations"][-1]
     assert saved is not None
     checkpoint.assign(saved.arrays, checkpoint.named_variables(job.model))

@@ -13,6 +13,7 @@ import tensorflow as tf
 from trainer import (
     averaging,
     checkpoint,
+    checkpoint_folder,
     config,
     data,
     dataset,
@@ -149,7 +150,7 @@ def prepare(
     _check_start(settings, directories, cloud_job_id, cluster)
     opened = _open(settings)
     state = new_state(settings, opened)
-    saved = checkpoint.load_latest(directories.checkpoints)
+    saved = checkpoint_folder.load_latest(directories.checkpoints)
     if saved is not None:
         same_run.check_place(directories, saved)
         same_run.check_settings(state, saved)
@@ -327,7 +328,7 @@ def _built(
 def _write_config(job: Job) -> None:
     """Writes job_dir/config.json: the settings, and what they came to."""
     opened, at = job.dataset, files.place(job.directories.checkpoints)
-    apart = at != files.place(checkpoint.inside(job.directories.job))
+    apart = at != files.place(checkpoint_folder.inside(job.directories.job))
     run_files.write_config(
         job.directories.job,
         config.to_dict(job.settings),
@@ -350,7 +351,7 @@ def _write_config(job: Job) -> None:
 
 def _start_from(unet: keras.Model, path: str) -> None:
     """Gives the model the weights of another run."""
-    other = checkpoint.load_initial(path)
+    other = checkpoint_folder.load_initial(path)
     try:
         checkpoint.assign(other.arrays, checkpoint.named_variables(unet))
     except ValueError as error:

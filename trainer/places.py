@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 
 from trainer import (
-    checkpoint,
+    checkpoint_folder,
     config,
     dataset,
     files,
@@ -52,7 +52,7 @@ def check(
         within = directory.startswith(f"{directories.job.rstrip('/')}/")
         if not directory.startswith("gs://") or within and setting in written:
             continue  # A directory in job_dir is asked for with it.
-        if setting in read and checkpoint.pointer(directories.checkpoints):
+        if setting in read and checkpoint_folder.pointer(directories.checkpoints):
             continue  # A run that goes on needs neither any more.
         from trainer import bucket  # Its libraries take a second: only where needed.
 

@@ -7,7 +7,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainer import checkpoint, config, distribution, files, run_files
+from trainer import (
+    checkpoint,
+    checkpoint_folder,
+    config,
+    distribution,
+    files,
+    run_files,
+)
 
 # What is known of a data set without reading it, and what it is called.
 DATA = {
@@ -22,7 +29,7 @@ DATA = {
 def check_place(directories: config.Directories, saved: checkpoint.Checkpoint) -> None:
     """Raises ValueError if checkpoints that are kept elsewhere are another run's."""
     ours, theirs = files.place(directories.job), saved.state.get("job_dir")
-    inside = checkpoint.inside(directories.job)
+    inside = checkpoint_folder.inside(directories.job)
     apart = directories.checkpoints.rstrip("/") != inside
     if apart and theirs not in (None, ours):
         raise ValueError(
@@ -34,9 +41,9 @@ def check_place(directories: config.Directories, saved: checkpoint.Checkpoint) -
 def check_begun(directories: config.Directories) -> None:
     """Raises ValueError where there are no checkpoints, but a run that has or had some."""
     config_json = files.read_json(os.path.join(directories.job, "config.json"))
-    theirs = checkpoint.directory_of(directories.job, config_json)
+    theirs = checkpoint_folder.directory_of(directories.job, config_json)
     apart = files.place(theirs) != files.place(directories.checkpoints)
-    if apart and checkpoint.pointer(theirs):
+    if apart and checkpoint_folder.pointer(theirs):
         raise ValueError(
             f"checkpoint_dir must stay {theirs} to go on with the run of "
             f"{directories.job}, got {directories.checkpoints}; give another --job_dir "

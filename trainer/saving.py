@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from trainer import checkpoint, standing
+from trainer import checkpoint, checkpoint_folder, standing
 from trainer.job import Job
 
 
@@ -46,7 +46,7 @@ def save(job: Job) -> Callable[[], None]:
         move_pointer()
         job.latest = latest
         job.fence()
-        checkpoint.prune(directory, keep, best_at, job.damaged)
+        checkpoint_folder.prune(directory, keep, best_at, job.damaged)
 
     return write
 
@@ -56,7 +56,7 @@ def point(job: Job) -> Callable[[], None]:
     at = job.state["step"]
     best_step = standing.best(job)["step"] if job.state["evaluations"] else at
     return functools.partial(
-        checkpoint.move_pointer,
+        checkpoint_folder.move_pointer,
         job.directories.checkpoints,
         latest=checkpoint.name_of(at),
         best=checkpoint.name_of(best_step),

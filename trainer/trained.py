@@ -6,7 +6,15 @@ from typing import Any
 
 import keras
 
-from trainer import checkpoint, config, dataset, files, model, run_files
+from trainer import (
+    checkpoint,
+    checkpoint_folder,
+    config,
+    dataset,
+    files,
+    model,
+    run_files,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +101,8 @@ def load(job_dir: str, which: str = "best") -> Trained:
             "train first: python -m trainer.task --job_dir=..."
         )
     settings = config.from_dict(written["settings"])
-    directory = checkpoint.directory_of(job_dir, written)
-    saved = checkpoint.pointed(directory, which, checkpoint.load_judged)
+    directory = checkpoint_folder.directory_of(job_dir, written)
+    saved = checkpoint_folder.pointed(directory, which, checkpoint.load_judged)
     if saved is None:
         raise ValueError(
             f"job_dir must hold a checkpoint, got {job_dir}, whose {directory} has none "
