@@ -49,8 +49,8 @@ bench: install .venv-torch/locked  ## Measure speed and quality: make bench FOLD
 	@$(BIN)/python -m benchmarks.step
 	@$(BIN)/python -m benchmarks.input --folder=$(FOLDER)
 	@$(BIN)/python -m benchmarks.start --data_dir=$(DATA_DIR)
-	@$(BIN)/python -m benchmarks.growth
 	@$(BIN)/python -m benchmarks.quality --data_dir=$(DATA_DIR)
+	@$(BIN)/python -m benchmarks.growth
 
 format: install  ## Format the code, mend what lint can mend
 	@$(BIN)/ruff format

@@ -171,7 +171,7 @@ def main() -> None:
     print(f"stood still for saves: {still:.2%} of training")
     print(f"bytes of the train files read in an epoch, over their size: {read:.3f}")
     kinds = pairs[-1]["bucket"]["requests_per_epoch"]
-    print("requests an epoch: " + ", ".join(f"{k} {n:.0f}" for k, n in kinds.items()))
+    print("requests an epoch: " + ", ".join(f"{k} {n:g}" for k, n in kinds.items()))
 
 
 if __name__ == "__main__":
