@@ -665,7 +665,7 @@ def test_ids_of_a_refusal_are_stored_ones_with_the_ignored_id(shapes):
     opened = open_shapes(shapes(train=6, test=4), ignore_id=254)
     examples = data.examples_of(opened, SIZE, "none")["test"]
     elements = data.eval_elements(opened.test, examples)
-    with pytest.raises(ValueError, match=r"mask ids 0\.\.1 or 254, got \[0, 1, 255\]"):
+    with pytest.raises(ValueError, match=r"mask ids 0\.\.1 or 254, got \[255\]$"):
         records.explain(opened, examples, elements)
 
 

@@ -215,6 +215,14 @@ def test_what_tensorflow_says_of_a_lost_worker_becomes_one_line():
     aborted = pytest.raises(tf.errors.AbortedError, match="retry")
     with aborted, distribution.losses_told(2):
         raise failed
+    said = (
+        "OOM when allocating tensor with shape[64,128,128,64] and type float on "
+        "/job:worker/replica:0/task:0/device:GPU:0 by allocator GPU_0_bfc"
+    )
+    full = tf.errors.ResourceExhaustedError(None, None, said)
+    exhausted = pytest.raises(tf.errors.ResourceExhaustedError, match="OOM")
+    with exhausted, distribution.losses_told(2):
+        raise full
 
 
 def test_auto_takes_the_tpu_that_tensorflow_shows(monkeypatch):

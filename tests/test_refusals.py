@@ -776,7 +776,7 @@ def test_a_run_is_not_begun_anew_where_its_checkpoints_are_elsewhere(
     (folder / "checkpoints").rename(tmp_path / "apart")
     (folder / "result.json").unlink(missing_ok=True)
     config_json = json.loads((folder / "config.json").read_text())
-    config_json["settings"]["checkpoint_dir"] = f"{tmp_path}/apart"
+    config_json["checkpoints"] = f"{tmp_path}/apart"
     (folder / "config.json").write_text(json.dumps(config_json))
     before = contents(folder)
     assert refused(*begun) == (

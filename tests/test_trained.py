@@ -117,9 +117,25 @@ def test_an_evaluation_that_came_after_the_save_is_the_checkpoints(run):
 def test_checkpoints_kept_elsewhere_are_found(run, tmp_path):
     (run / "checkpoints").rename(tmp_path / "elsewhere")
     written = json.loads((run / "config.json").read_text())
+    written["checkpoints"] = str(tmp_path / "elsewhere")
+    (run / "config.json").write_text(json.dumps(written))
+    assert trained.load(str(run)).checkpoint.startswith(str(tmp_path / "elsewhere"))
+    del written["checkpoints"]  # As it was written once.
     written["settings"]["checkpoint_dir"] = str(tmp_path / "elsewhere")
     (run / "config.json").write_text(json.dumps(written))
     assert trained.load(str(run)).checkpoint.startswith(str(tmp_path / "elsewhere"))
+
+
+def test_checkpoints_in_a_job_dir_move_with_it_also_where_they_were_named(
+    run, tmp_path
+):
+    written = json.loads((run / "config.json").read_text())
+    assert written["checkpoints"] is None
+    written["settings"]["checkpoint_dir"] = str(run / "checkpoints")
+    (run / "config.json").write_text(json.dumps(written))
+    run.rename(tmp_path / "moved")
+    found = trained.load(str(tmp_path / "moved"))
+    assert found.checkpoint.startswith(str(tmp_path / "moved"))
 
 
 @pytest.mark.parametrize("content", [None, "{}", "no JSON", '["settings"]'])

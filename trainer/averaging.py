@@ -28,15 +28,11 @@ class Average:
     def __init__(self, model: keras.Model, decay: float) -> None:
         self._weights = [*model.trainable_variables, *_statistics(model)]
         self._decay = decay
-        self._means = [
-            keras.Variable(
+        self.by_path = {
+            weight.path: keras.Variable(
                 tf.convert_to_tensor(weight.value), trainable=False, name="mean"
             )
             for weight in self._weights
-        ]
-        self.by_path = {
-            weight.path: mean
-            for weight, mean in zip(self._weights, self._means, strict=True)
         }
 
     @tf.autograph.experimental.do_not_convert
@@ -53,14 +49,14 @@ class Average:
         def pull(mean: tf.Variable, weight: tf.Tensor) -> None:
             mean.assign_sub((1 - decay) * (mean - weight))
 
-        for mean, weight in zip(self._means, self._weights, strict=True):
+        for mean, weight in zip(self.by_path.values(), self._weights, strict=True):
             strategy.extended.update(mean.value, pull, args=(weight.value,))
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """Puts the means in the place of the weights, until it is left."""
         held = [tf.convert_to_tensor(weight.value) for weight in self._weights]
-        for mean, weight in zip(self._means, self._weights, strict=True):
+        for mean, weight in zip(self.by_path.values(), self._weights, strict=True):
             weight.assign(tf.convert_to_tensor(mean.value))
         try:
             yield

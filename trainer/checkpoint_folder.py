@@ -25,10 +25,9 @@ POINTER = "checkpoint.json"
 
 def directory_of(job_dir: str, config_json: Mapping[str, Any]) -> str:
     """Returns where a run keeps its checkpoints, by its config.json, if it has one."""
-    apart = config_json.get("checkpoints")
-    # As it was typed; older ones have no more.
-    apart = apart or config_json.get("settings", {}).get("checkpoint_dir")
-    return apart or inside(job_dir)
+    # Older ones have it as it was typed, and no more.
+    typed = config_json.get("settings", {}).get("checkpoint_dir")
+    return config_json.get("checkpoints", typed) or inside(job_dir)
 
 
 def inside(job_dir: str) -> str:

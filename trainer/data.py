@@ -38,11 +38,8 @@ def examples_of(
     train_size = train_size or image_size
     num_pixels = len(dataset.train.ids) * train_size**2
     num_pixels += len(dataset.val.ids) * image_size**2
-    num_bytes = 4 * num_pixels
-    if cache == "auto":
-        fits = num_bytes <= CACHE_SHARE * _free_bytes()
-        cache = "memory" if fits else "none"
-    cached = cache == "memory"
+    fits = 4 * num_pixels <= CACHE_SHARE * _free_bytes()
+    cached = cache == "memory" or cache == "auto" and fits
 
     def reader(split: Split, size: int | None, ids: np.ndarray) -> Examples:
         size = size if cached else None

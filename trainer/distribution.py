@@ -252,7 +252,9 @@ def losses_told(count: int) -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
-        if count == 1 or not LOST.search(error.message):
+        # Memory that runs out names the device, which is of a worker too.
+        no_memory = isinstance(error, tf.errors.ResourceExhaustedError)
+        if count == 1 or no_memory or not LOST.search(error.message):
             raise
         named = re.search(r"/job:(\w+)/replica:\d+/task:(\d+)", error.message)
         who = f"{named[1]} {named[2]}" if named else "another worker"

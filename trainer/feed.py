@@ -4,7 +4,6 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -16,9 +15,8 @@ from trainer.job import Job, augmentation, train_side
 
 def train_batches(job: Job) -> Callable[[threading.Event], tf.data.Dataset]:
     """Returns the stream of batches from the step the run is at to its end."""
-    settings, at = job.settings, job.state["step"]
-    workers = job.workers
-    left = (job.total_steps - at) * job.global_batch_size // workers.count
+    settings, order = job.settings, _order(job)
+    left = job.total_steps * job.global_batch_size - order["start"]
 
     def batches(stop: threading.Event) -> tf.data.Dataset:
         return streams.train_batches(
@@ -26,18 +24,25 @@ def train_batches(job: Job) -> Callable[[threading.Event], tf.data.Dataset]:
             job.examples["train"],
             image_size=train_side(settings),
             batch_size=job.batch_size,
-            seed=settings.seed,
-            window=settings.shuffle_window,
-            start=at * job.global_batch_size,
             augmentation=augmentation(settings),
-            step_size=job.global_batch_size,
-            worker=workers.index,
-            workers=workers.count,
-            count=left,
+            count=left // job.workers.count,
             stop=stop,
+            **order,
         )
 
     return batches
+
+
+def _order(job: Job) -> dict[str, int]:
+    """Returns what says which examples this worker reads, from the step the run is at."""
+    return dict(
+        seed=job.settings.seed,
+        window=job.settings.shuffle_window,
+        start=job.state["step"] * job.global_batch_size,
+        step_size=job.global_batch_size,
+        worker=job.workers.index,
+        workers=job.workers.count,
+    )
 
 
 def first_train_examples(job: Job, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -135,18 +140,11 @@ def explained(
     try:
         yield
     except records.ERRORS:
-        part: dict[str, Any] = dict(worker=job.workers.index, workers=job.workers.count)
+        train, reader, order = job.dataset.train, job.examples[name], _order(job)
         if split is not None:
-            elements = data.eval_elements(split, job.examples[name], **part)
+            part = {key: order[key] for key in ("worker", "workers")}
+            elements = data.eval_elements(split, reader, **part)
         else:
-            elements = data.train_elements(
-                job.dataset.train,
-                job.examples[name],
-                seed=job.settings.seed,
-                window=job.settings.shuffle_window,
-                start=job.state["step"] * job.global_batch_size,
-                step_size=job.global_batch_size,
-                **part,
-            )
-        records.explain(job.dataset, job.examples[name], elements)
+            elements = data.train_elements(train, reader, **order)
+        records.explain(job.dataset, reader, elements)
         raise

@@ -144,9 +144,11 @@ def explain(
                 f"{examples.name(id)} must have a mask of its image's size, got image "
                 f"{image.shape[:2]} and mask {mask.shape[:2]}"
             )
+        first = -dataset.mask_offset
+        ids = range(first, first + len(dataset.class_names))
+        wrong = set(np.unique(mask).tolist()) - {*ids, dataset.ignore_id}
         raise ValueError(
-            f"{examples.name(id)} must have mask ids "
-            f"{-dataset.mask_offset}..{len(dataset.class_names) - 1 - dataset.mask_offset}"
+            f"{examples.name(id)} must have mask ids {ids[0]}..{ids[-1]}"
             f"{'' if dataset.ignore_id is None else f' or {dataset.ignore_id}'}, got "
-            f"{np.unique(mask).tolist()[-10:]}"
+            f"{sorted(wrong)[:10]}"
         )
