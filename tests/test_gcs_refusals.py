@@ -145,6 +145,23 @@ def test_a_run_that_goes_on_needs_no_bucket_that_it_began_from(
     run_places.check(config.Config(**gone), at)
 
 
+@pytest.mark.parametrize(
+    ("denied", "held"), [("", "apart/"), ("!apart/checkpoints/", "apart/checkpoints/")]
+)
+def test_the_lease_on_checkpoints_is_where_it_may_be_written(
+    denied, held, gcs, gcs_bucket, gcs_here, tmp_path
+):
+    if denied:
+        gcs.set_faults(denied={"storage.objects.create": denied})
+    at = config.Directories(
+        *(str(tmp_path / "run"), f"gs://{gcs_bucket}/apart/checkpoints"),
+        *(str(tmp_path / "run" / "logs"), str(tmp_path / "run" / "export" / "1")),
+    )
+    with run_places.hold_leases(at, None, 60):
+        assert gcs.names(gcs_bucket) == [f"{held}lease.json"]
+    assert gcs.names(gcs_bucket) == []
+
+
 def test_of_two_buckets_that_are_not_there_the_one_to_write_to_is_told(line):
     there = "gs://no-such-bucket/a"
     told = line(job_dir=there, init_from="gs://nor-this/run")

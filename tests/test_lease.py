@@ -113,6 +113,30 @@ def test_checkpoints_that_are_kept_elsewhere_are_of_one_run_at_a_time(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("why", ["another's folder", "a volume of its own"])
+def test_checkpoints_that_can_be_in_no_job_dir_have_a_lease_of_their_own(
+    tmp_path, monkeypatch, why
+):
+    folder = tmp_path / "apart" / "checkpoints"
+    folder.mkdir(parents=True)
+    if why == "another's folder":
+        may = os.access
+        denied = str(folder.parent)
+        monkeypatch.setattr(os, "access", lambda at, how: at != denied and may(at, how))
+    else:
+        monkeypatch.setattr(os.path, "ismount", lambda at: at == str(folder))
+    directories = config.Directories(
+        job=f"{tmp_path}/a",
+        checkpoints=str(folder),
+        logs=f"{tmp_path}/a/logs",
+        model=f"{tmp_path}/a/export",
+    )
+    with places.hold_leases(directories, None, 60):
+        assert [path.name for path in folder.iterdir()] == [lease.NAME]
+        assert [path.name for path in folder.parent.iterdir()] == ["checkpoints"]
+    assert list(folder.iterdir()) == []
+
+
 def test_what_a_run_wrote_stays(tmp_path):
     directory = tmp_path / "a" / "b"
     with lease.hold(str(directory), lease.this_process(None)):

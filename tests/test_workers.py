@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from benchmarks import kill
@@ -164,30 +165,52 @@ def test_workers_that_never_come_are_waited_for_so_long_and_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_that_does_not_read_what_the_chief_writes_is_refused(
-    data_dir, tmp_path
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (
+            ["--job_dir=job"],
+            "job_dir must be one that all workers read, got job, where worker 1",
+        ),
+        (
+            ["--job_dir=../job", "--checkpoint_dir=apart"],
+            "checkpoint_dir must be one that all workers read, got apart, where worker 1",
+        ),
+        (
+            ["--job_dir=../job", "--init_from=begun.npz"],
+            "all workers must begin with the same weights, got others on worker 1",
+        ),
+    ],
+)
+def test_a_worker_whose_files_are_not_the_chiefs_is_refused(
+    reference, data_dir, tmp_path, flags, says
 ):
     _clean()
     processes = []
     for index, text in enumerate(cluster.tf_configs(2)):
+        machine = _made(tmp_path / f"machine-{index}")
+        saved = reference / "job" / "checkpoints" / f"step-{STEPS:08d}.npz"
+        with np.load(saved) as arrays:
+            begun = {
+                n: a + index if a.dtype.kind == "f" else a for n, a in arrays.items()
+            }
+        np.savez(machine / "begun.npz", **begun)
         processes.append(
             subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "tests.small", "--job_dir=job"),
+                    *(sys.executable, "-m", "tests.small", *flags),
                     *(*FLAGS, f"--data_dir={data_dir}"),
                 ],
-                cwd=_made(tmp_path / f"machine-{index}"),
+                cwd=machine,
                 env={**os.environ, "TF_CONFIG": text, "PYTHONPATH": os.getcwd()},
                 stderr=subprocess.PIPE,
                 text=True,
             )
         )
-    says = [process.communicate(timeout=SECONDS)[1] for process in processes]
-    assert [process.returncode for process in processes] == [143, 2], says
-    assert (
-        "job_dir must be one that all workers read, got job, where worker 1" in says[1]
-    )
-    assert not (tmp_path / "machine-1" / "job").exists()
+    told = [process.communicate(timeout=SECONDS)[1] for process in processes]
+    assert [process.returncode for process in processes] == [143, 2], told
+    assert says in told[1]
+    assert [path.name for path in (tmp_path / "machine-1").iterdir()] == ["begun.npz"]
 
 
 def _made(directory: pathlib.Path) -> pathlib.Path:

@@ -132,7 +132,7 @@ def prepare(
     fence: Callable[[], None] = lambda: None,
     cluster: Cluster | None = None,
 ) -> Job:
-    """Returns the run, new or restored. Writes nothing but job_dir/config.json, last.
+    """Returns the run, new or restored. Writes job_dir/config.json, last.
 
     With several workers, each prepares the same run, and the chief alone writes.
 
@@ -226,11 +226,14 @@ def prepare(
     job.state["job_dir"] = files.place(directories.job)
     if saved is not None:
         checkpoint.assign(saved.arrays, job.variables)
+    if workers.count > 1:
+        same_run.check_weights(workers, checkpoint.values(job.variables))
     if workers.is_chief:
         fence()
         _write_config(job)
     if workers.count > 1:
-        same_run.check_shared(workers, directories.job)
+        same_run.check_shared(workers, "job_dir", directories.job)
+        same_run.check_shared(workers, "checkpoint_dir", directories.checkpoints)
     return job
 
 

@@ -93,9 +93,7 @@ def hold_leases(
     asked = {"job_dir": directories.job}
     ours, checkpoints = map(files.place, (directories.job, directories.checkpoints))
     if not f"{checkpoints}/".startswith(f"{ours}/"):
-        # Those of a run that keeps them in its job_dir have the lease there.
-        above, name = os.path.split(checkpoints)
-        asked["checkpoint_dir"] = above if name == "checkpoints" else checkpoints
+        asked["checkpoint_dir"] = _leased(checkpoints)
     with contextlib.ExitStack() as held:
         checks = [
             held.enter_context(_lease(setting, directory, job_id, seconds))
@@ -108,6 +106,25 @@ def hold_leases(
                 each()
 
         yield check
+
+
+def _leased(checkpoints: str) -> str:
+    """Returns the directory of the lease on checkpoints that are kept elsewhere.
+
+    Where they may be in the job_dir of a run of ours, that run has its lease there.
+    """
+    above, name = os.path.split(checkpoints)
+    if name != "checkpoints" or os.path.ismount(checkpoints):
+        return checkpoints
+    try:
+        run_files.check_directory("checkpoint_dir", above)
+        if above.startswith("gs://"):
+            from trainer import bucket
+
+            bucket.check("checkpoint_dir", above, bucket.WRITE)
+    except ValueError:  # No run can be where nothing can be written.
+        return checkpoints
+    return above
 
 
 def _lease(

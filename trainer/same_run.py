@@ -2,9 +2,12 @@
 
 import json
 import os
+import uuid
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from trainer import (
@@ -134,17 +137,36 @@ def _as_on_the_chief(workers: distribution.Workers, content: bytes) -> bool:
     return workers.chiefs(digest) == [digest]
 
 
-def check_shared(workers: distribution.Workers, directory: str) -> None:
-    """Raises ValueError if this worker does not read what the chief has written."""
-    workers.wait()
-    content = b""
-    path = os.path.join(directory, "config.json")
-    if tf.io.gfile.exists(path):
-        with tf.io.gfile.GFile(path, "rb") as file:
-            content = file.read()
-    if not _as_on_the_chief(workers, content):
+def check_weights(
+    workers: distribution.Workers, arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Raises ValueError if this worker begins with other weights than the chief."""
+    digest = 0
+    for array in arrays.values():
+        digest = zlib.crc32(np.ascontiguousarray(array).view(np.uint8), digest)
+    if workers.chiefs(digest) != [digest]:
         raise ValueError(
-            f"job_dir must be one that all workers read, got {directory}, where worker "
+            "all workers must begin with the same weights, got others on worker "
+            f"{workers.index} than the chief has; give --init_from and "
+            "--encoder_weights what is the same on all of them"
+        )
+
+
+def check_shared(workers: distribution.Workers, setting: str, directory: str) -> None:
+    """Raises ValueError if this worker does not find what the chief writes there."""
+    [number] = workers.chiefs(uuid.uuid4().int >> 65)
+    path = os.path.join(directory, f".may-we-{number:x}")
+    if workers.is_chief:
+        files.make_directory(directory)
+        files.write(path, "?")
+    workers.wait()
+    is_there = tf.io.gfile.exists(path)
+    workers.wait()
+    if workers.is_chief:
+        tf.io.gfile.remove(path)
+    if not is_there:
+        raise ValueError(
+            f"{setting} must be one that all workers read, got {directory}, where worker "
             f"{workers.index} does not find what the chief has written"
         )
 
