@@ -19,17 +19,24 @@ class NotThere(Failure):
 
 
 @contextlib.contextmanager
-def in_one_line(doing: str, look: str | None = None) -> Iterator[None]:
+def in_one_line(
+    doing: str,
+    look: str | None = None,
+    takes: str = "roles/aiplatform.user in the project",
+) -> Iterator[None]:
     """Turns what Google's libraries raise into `Failure`.
 
     Args:
         doing: What was being done.
-        look: The command that tells whether it was done, where that is not known.
+        look: The command that tells whether it was done, where that is not known: of
+            an order.
+        takes: The role that it takes.
     """
     from google.api_core import exceptions
     from google.auth import exceptions as auth
     from requests import exceptions as lost
 
+    others = ", or give --regions=A,B to try others" if look else ""
     unknown = f"; whether it was done is not known, look first: {look}" if look else ""
     try:
         yield
@@ -53,14 +60,12 @@ def in_one_line(doing: str, look: str | None = None) -> Iterator[None]:
         ) from None
     except exceptions.TooManyRequests as error:
         raise NoQuota(
-            f"{doing} failed, a quota is used up: {words(error)}; ask for more, wait, "
-            "or give --regions=A,B to try others"
+            f"{doing} failed, a quota is used up: {words(error)}; ask for more, or wait"
+            f"{others}"
         ) from None
     except exceptions.Forbidden as error:
         raise Failure(
-            f"{doing} failed, it is not allowed: {words(error)}; it takes "
-            "roles/aiplatform.user in the project, and roles/iam.serviceAccountUser on a "
-            "service_account"
+            f"{doing} failed, it is not allowed: {words(error)}; it takes {takes}"
         ) from None
     except exceptions.NotFound as error:
         raise NotThere(f"{doing} failed, it is not there: {words(error)}") from None
@@ -77,9 +82,7 @@ def in_one_line(doing: str, look: str | None = None) -> Iterator[None]:
         raise Failure(f"{doing} failed, no such address: {words(error)}") from None
     except (lost.RequestException, ConnectionError) as error:
         if "NewConnectionError" in str(error) or "NameResolution" in str(error):
-            where = (
-                getattr(error.request, "url", "") if hasattr(error, "request") else ""
-            )
+            where = getattr(getattr(error, "request", None), "url", "")
             raise Failure(
                 f"{doing} failed, {urllib.parse.urlsplit(where).netloc} cannot be "
                 "reached; look at the network, the region and api_endpoint"

@@ -47,19 +47,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(order: Order, search: Search, here: Here, trainer_args: list[str]) -> int:
     order = dataclasses.replace(order, job_name=order.job_name or "local")
     folder = os.path.join(here.output_dir, str(order.job_name))
-    study = None
-    if search == Search():
-        rules.check(order, config.from_args(trainer_args))
-    else:
+    study, gpus = None, replicas.gpus_here(os.environ)
 
-        def check(settings: Config) -> None:
-            rules.check(order, settings)
+    def check(settings: Config) -> None:
+        rules.check(order, settings)
+        if search != Search():
             rules.check_for_trials(order, settings)
+        if settings.strategy == "mirrored" and order.gpus and not gpus:
+            raise ValueError(
+                "strategy mirrored needs GPUs, and this machine has none; leave "
+                "--strategy out to try the order here"
+            )
 
+    if search == Search():
+        check(config.from_args(trainer_args))
+    else:
         study = checked_study(search, trainer_args, check)
         trainer_args = study.trainer_args
         local_search.check(folder)
-    gpus = replicas.gpus_here(os.environ)
     at_once = parallel(search) if study else 1
     for missing in replicas.lacks(order, len(gpus), at_once):
         command.note(f"not on this machine, left out: {missing}")

@@ -95,9 +95,9 @@ class Order:
                 f"env must be at most {MAX_ENV} variables, got {len(self.env or ())}"
             )
         for key, value in pairs("labels", self.labels):
-            texts = (key, value)
-            if any(text != text.lower() or len(text) > 64 for text in texts) or not all(
-                re.fullmatch(r"[\w-]*", text) for text in texts
+            if not all(
+                re.fullmatch(r"[\w-]{0,64}", text) and text == text.lower()
+                for text in (key, value)
             ):
                 raise ValueError(
                     "labels must be KEY=VALUE of at most 64 lower-case letters, digits, "

@@ -148,7 +148,9 @@ def gpus_here(environ: Mapping[str, str]) -> list[str]:
     listed = subprocess.run(
         [program, "-L"], capture_output=True, text=True, check=False
     )
-    count = listed.stdout.count("GPU ") if listed.returncode == 0 else 0
+    # A line each, whose name may have the word once more; parts of one are indented.
+    lines = listed.stdout.splitlines() if listed.returncode == 0 else []
+    count = sum(line.startswith("GPU ") for line in lines)
     return [str(number) for number in range(count)]
 
 

@@ -67,7 +67,10 @@ class Service:
         """
         job = self.message(kind, request)
         with errors.in_one_line(
-            "ordering", f"python -m deploy.jobs list {_where(self)}"
+            "ordering",
+            f"python -m deploy.jobs list {_where(self)}",
+            "roles/aiplatform.user in the project, and roles/iam.serviceAccountUser on a "
+            "service_account",
         ):
             if kind == CUSTOM:
                 made = self._client.create_custom_job(

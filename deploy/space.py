@@ -213,13 +213,22 @@ def _check_points(
         ]
     for point in points:
         args = as_args({p.name: v for p, v in zip(found, point, strict=True)})
-        try:
-            check(config.from_args([*trainer_args, *args]))
-        except ValueError as error:
-            raise ValueError(
-                "the search holds a trial that would be refused, "
-                f"{' '.join(args)}: {error}"
-            ) from None
+        if (refusal := _refusal([*trainer_args, *args], check)) is None:
+            continue
+        if refusal == _refusal(trainer_args, check):  # Not this trial's alone.
+            raise ValueError(refusal)
+        raise ValueError(
+            f"the search holds a trial that would be refused, {' '.join(args)}: {refusal}"
+        )
+
+
+def _refusal(args: Sequence[str], check: Check) -> str | None:
+    """Returns why a run with these flags would be refused; None where it would not."""
+    try:
+        check(config.from_args(args))
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _axis(parameter: Parameter) -> tuple[Any, ...]:

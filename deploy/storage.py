@@ -6,6 +6,8 @@ from typing import Any
 from deploy import command, errors, spec
 from deploy.order import Order
 
+TAKES = "roles/storage.objectUser on the bucket"
+
 
 def check_package(order: Order) -> None:
     """Raises ValueError where there is no such package."""
@@ -26,7 +28,7 @@ def upload_package(order: Order) -> None:
     uri = spec.package_uri(order)
     if order.package is None or uri == order.package:
         return
-    with errors.in_one_line(f"uploading {order.package} to {uri}"):
+    with errors.in_one_line(f"uploading {order.package} to {uri}", takes=TAKES):
         client, bucket, name = _open(order, uri)
         client.bucket(bucket).blob(name).upload_from_filename(order.package)
     command.note(f"{order.package} -> {uri}")
@@ -49,7 +51,7 @@ def begun(order: Order) -> bool:
     """Returns whether the job's folder holds something; False where nobody can see."""
     folder = spec.folder(order)
     try:
-        with errors.in_one_line("looking"):
+        with errors.in_one_line("looking", takes=TAKES):
             client, bucket, name = _open(order, folder)
             return bool(
                 list(client.list_blobs(bucket, prefix=f"{name}/", max_results=1))

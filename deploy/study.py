@@ -42,8 +42,6 @@ def checked_study(
     Raises:
         ValueError: One line: the rule, the value, the way out.
     """
-    # What is wrong with all is not told of one trial.
-    check(config.from_args(trainer_args))
     hp_metric = config.read(trainer_args)["hp_metric"]
     metric = search.metric or str(hp_metric.value)
     if hp_metric.present and hp_metric.value != metric:
@@ -54,21 +52,17 @@ def checked_study(
     told = [] if hp_metric.value == metric else [f"--hp_metric={metric}"]
     shared = [*trainer_args, *told]
     found = space.parameters(_space(search), shared, check)
-    if search.algorithm == "grid" and any(
-        one.ends and isinstance(one.ends[0], float) for one in found
-    ):
-        raise ValueError(
-            "algorithm grid needs whole numbers or lists of values, got a range of "
-            "fractions; list its values, or take random"
-        )
-    if (
-        search.algorithm == "grid"
-        and (size := math.prod(map(_num_points, found))) > MAX_GRID
-    ):
-        raise ValueError(
-            f"algorithm grid must have at most {MAX_GRID} points, got {size}; give "
-            "fewer values, or take random"
-        )
+    if search.algorithm == "grid":
+        if any(one.ends and isinstance(one.ends[0], float) for one in found):
+            raise ValueError(
+                "algorithm grid needs whole numbers or lists of values, got a range of "
+                "fractions; list its values, or take random"
+            )
+        if (size := math.prod(map(_num_points, found))) > MAX_GRID:
+            raise ValueError(
+                f"algorithm grid must have at most {MAX_GRID} points, got {size}; give "
+                "fewer values, or take random"
+            )
     goal = search.goal or ("minimize" if metric == "val_loss" else "maximize")
     return Study(metric=metric, goal=goal, parameters=found, trainer_args=shared)
 

@@ -46,10 +46,10 @@ def ranked(trials: Sequence[Trial], goal: str) -> list[Trial]:
 
 def best(trials: Sequence[Trial], goal: str) -> Trial | None:
     """Returns the best trial that succeeded, None if none has."""
-    for one in ranked(trials, goal)[:1]:
-        if one.state == "succeeded" and math.isfinite(one.value or 0.0):
-            return one if one.value is not None else None
-    return None
+    first = next(iter(ranked(trials, goal)), None)
+    if first is None or first.state != "succeeded" or first.value is None:
+        return None
+    return first if math.isfinite(first.value) else None
 
 
 def table(trials: Sequence[Trial], metric: str, goal: str) -> str:

@@ -153,6 +153,8 @@ def test_settings_left_alone_need_no_flags():
         (["--augment", "true"], {"augment": True}),
         (["--augment", "false"], {"augment": False}),
         (["--augment", "False"], {"augment": False}),
+        (["--augment", "f"], {"augment": False}),
+        (["--train_encoder", "T"], {"train_encoder": True}),
         (["--train_encoder", "1"], {"train_encoder": True}),
         (["--augment=0"], {"augment": False}),
         (["--noaugment"], {"augment": False}),

@@ -34,6 +34,20 @@ def test_an_error_of_a_library_becomes_one_line(error, line):
     assert "\n" not in str(told.value)
 
 
+def test_the_way_out_is_that_of_what_was_being_done():
+    with (
+        pytest.raises(command.Failure, match="it takes the bucket's role$"),
+        errors.in_one_line("uploading", takes="the bucket's role"),
+    ):
+        raise exceptions.Forbidden("no")
+    for look, way_out in ((None, "wait$"), ("LOOK", "wait, or give --regions=A,B")):
+        with (
+            pytest.raises(errors.NoQuota, match=way_out),
+            errors.in_one_line("asking", look),
+        ):
+            raise exceptions.TooManyRequests("enough")
+
+
 def test_ctrl_c_says_what_was_under_way_and_where_to_look():
     with (
         pytest.raises(command.Interrupted, match="while asking; whether .*: LOOK"),

@@ -87,6 +87,17 @@ def test_the_gpus_are_those_that_the_user_has_chosen():
         assert replicas.gpus_here({"CUDA_VISIBLE_DEVICES": none}) == []
 
 
+def test_a_gpu_is_counted_once_also_where_its_name_says_that_it_is_one(
+    tmp_path, monkeypatch
+):
+    program = tmp_path / "nvidia-smi"
+    line = "GPU 0: NVIDIA GeForce RTX 4070 Laptop GPU (UUID: GPU-1)"
+    program.write_text(f"#!/bin/sh\necho '{line}'\necho '  MIG 1g.5gb Device 0:'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert replicas.gpus_here({}) == ["0"]
+
+
 def test_what_this_machine_lacks_is_said_or_refused():
     gpus = dict(accelerator_type="NVIDIA_L4", num_workers=2, accelerator_count=2)
     order = Order(**gpus, reduction_servers=1, image="image")
@@ -103,6 +114,9 @@ def test_what_this_machine_lacks_is_said_or_refused():
         replicas.lacks(Order(machine_type="ct5lp-hightpu-4t"), num_gpus=0)
 
 
+MIRRORED = ("--", "--strategy=mirrored")
+
+
 @pytest.mark.parametrize(
     "args, line",
     [
@@ -117,6 +131,10 @@ def test_what_this_machine_lacks_is_said_or_refused():
             "the search holds a trial that would be refused",
         ),
         (["--trials=3"], "a search needs search or search_space"),
+        (
+            ["--accelerator_type=NVIDIA_L4", "--accelerator_count=2", *MIRRORED],
+            "strategy mirrored needs GPUs, and this machine has none",
+        ),
         (["--preempt_every_seconds=0"], "preempt_every_seconds must be at least 1"),
     ],
 )

@@ -84,6 +84,14 @@ def test_encoders_can_be_searched_where_their_weights_are_to_be_had():
         checked_study(search, [], any_settings)
 
 
+def test_flags_that_fit_only_what_is_searched_are_fine():
+    search = Search(search=("loss=focal/focal+dice",))
+    assert checked_study(search, ["--focal_gamma=1"], any_settings)
+    # What is wrong with all trials is not told of one.
+    with pytest.raises(ValueError, match="^focal_gamma needs focal in loss"):
+        checked_study(Search(search=("seed=1/2",)), ["--focal_gamma=1"], any_settings)
+
+
 def test_widths_and_taps_can_be_searched(tmp_path):
     path = tmp_path / "space.yaml"
     path.write_text(

@@ -295,6 +295,7 @@ TUNING_REFUSALS = [
     ([SEARCH, "--max_failed_trials=0"], None, "max_failed_trials must be at least 1"),
     ([SEARCH, "--algorithm=grid"], None, "algorithm grid needs whole numbers or lists"),
     ([SEARCH, "--metric=accuracy"], None, "hp_metric must be a metric of validation"),
+    ([SEARCH, "--metric=val_miou"], None, "hp_metric must be a metric of validation"),
     (
         [SEARCH, "--metric=val_mean_iou"],
         [*TRAINER, "--hp_metric=val_loss"],

@@ -13,18 +13,13 @@ class Devices:
     """Stands in for what TensorFlow allows once per process only."""
 
     def __init__(self, monkeypatch, num_gpus):
-        self.growing, self.logical_cpus = [], None
+        self.logical_cpus = None
         gpus = [f"gpu {i}" for i in range(num_gpus)]
         list_devices = tf.config.list_physical_devices
         monkeypatch.setattr(
             tf.config,
             "list_physical_devices",
             lambda kind: gpus if kind == "GPU" else list_devices(kind),
-        )
-        monkeypatch.setattr(
-            tf.config.experimental,
-            "set_memory_growth",
-            lambda gpu, on: self.growing.append((gpu, on)),
         )
         monkeypatch.setattr(
             tf.config,
@@ -61,8 +56,6 @@ def test_strategy_of_a_name_takes_the_devices_that_are_there(
     devices = Devices(monkeypatch, num_gpus)
     assert distribution.make_strategy(name, num_cpu_devices) == expected
     assert devices.logical_cpus == num_cpu_devices
-    grown = [] if num_cpu_devices else [(f"gpu {i}", True) for i in range(num_gpus)]
-    assert devices.growing == grown
 
 
 def test_mirrored_with_nothing_to_mirror_over_is_refused(monkeypatch):

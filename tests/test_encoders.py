@@ -411,6 +411,12 @@ def test_a_run_goes_on_without_the_encoders_file_and_is_loaded(tmp_path, pets):
     assert loaded.model(images(1, 32)).shape == (1, 32, 32, 3)
     saved = checkpoint_folder.load_latest(f"{job_dir}/checkpoints")
     assert saved.state["settings"]["encoder"] == "mobilenet_v3_small"
+    # A run that begins with its weights needs no others.
+    began = [one for one in flags if not one.startswith(("--job_dir", "--encoder_wei"))]
+    began += [f"--job_dir={tmp_path}/began", f"--init_from={job_dir}"]
+    assert task.main([*began, "--total_steps=1"]) == 0
+    after = trained.load(f"{tmp_path}/began", "latest").model.get_layer("encoder")
+    assert same(values(encoders_of[0].weights), values(after.weights))
     # What an older version wrote names no encoder, and means the default.
     old = json.loads(pathlib.Path(job_dir, "config.json").read_text())["settings"]
     for name in ("encoder", "encoder_alpha", "skip_layers"):

@@ -73,13 +73,42 @@ def test_whole_images_are_seen_small_and_told_at_their_own_size(network):
     ]
     look = pipeline.whole(inference.make_probabilities(network), batch_size=4)
     for read, seen in zip(reads, look(reads), strict=True):
-        ids, found = pipeline.ids_of(read, seen)
+        ids = pipeline.ids_of(read, seen)
+        found = resizing.probabilities(seen, *read.image.shape[:2])
         at_size = tf.nn.softmax(network(tf.cast(read.small, tf.float32)[None]))
         shape = read.image.shape[:2]
         expected = tf.image.resize(at_size, shape, method="bilinear")[0]
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
         assert found.shape == (*shape, 3)
         np.testing.assert_array_equal(ids, np.argmax(found, axis=-1))
+
+
+@pytest.mark.parametrize("classes", [2, 8, 9, 40])
+def test_ids_are_the_argmax_of_probabilities_that_are_never_all_in_memory(
+    classes, monkeypatch
+):
+    rng = np.random.default_rng(classes)
+    seen = rng.random((SIZE, SIZE, classes)).astype(np.float32)
+    seen[:4, :4] = 0.5  # Of equals the first.
+    expected = np.argmax(resizing.probabilities(seen, 70, 45), axis=-1)
+    resized, resize = [], tf.image.resize
+
+    def watched(image, *args, **kwargs):
+        resized.append(image.shape[-1])
+        return resize(image, *args, **kwargs)
+
+    monkeypatch.setattr(tf.image, "resize", watched)
+    found = resizing.ids(tf.constant(seen), 70, 45)
+    assert found.dtype == tf.uint8
+    np.testing.assert_array_equal(found, expected)
+    assert max(resized) <= resizing.AT_ONCE and sum(resized) == classes
+
+
+def test_any_number_of_windows_is_traced_twice_at_most(network):
+    see = inference.make_probabilities(network)
+    for windows in range(1, 7):
+        inference.slide(see, random_image(SIZE, windows * SIZE), SIZE, overlap=0)
+    assert see.experimental_get_tracing_count() <= 2
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.9])

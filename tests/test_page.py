@@ -222,6 +222,15 @@ def test_small_numbers_on_an_axis_are_told_apart():
     assert shown == ["0", "5e-5", "1e-4", "1.5e-4", "2e-4"]
 
 
+def test_small_numbers_at_a_point_are_told_apart():
+    rows = [
+        {"kind": "train", "step": step, "loss": 1.0, "learning_rate": rate}
+        for step, rate in ((1, 2.5e-4), (2, 3e-5))
+    ]
+    drawn = charts.of_run(rows, best_step=2, loss="cross_entropy")
+    assert "at step 1: 0.00025<" in drawn and "at step 2: 3e-05<" in drawn
+
+
 def test_hours_have_no_sixty_minutes():
     shown = [page._minutes(60 * minutes) for minutes in (4, 95.2, 119.6)]
     assert shown == ["4.0 min", "1 h 35 min", "2 h 0 min"]

@@ -543,6 +543,40 @@ def test_binary_masks_whose_class_is_white_are_refused_with_the_way_out(
     assert "if 255 means a class, give --colors=FILE" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("ids", "flags", "told"),
+    [
+        (
+            (2, 3, 3),
+            [CLASSES, "--mask_offset=-1"],
+            "no mask has ground; if ids start at 2, give --mask_offset=-2",
+        ),
+        (
+            (0, 2, 2),
+            ["--class_names=a,b,c", "--mask_offset=-1", "--ignore_id=0"],
+            "its masks have pixels of 1 class only",
+        ),
+    ],
+)
+def test_the_way_out_goes_with_the_flags_that_were_given(
+    tmp_path, folder, capsys, ids, flags, told
+):
+    folder(3, ids=ids)
+    run(tmp_path, *flags)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert any(line.endswith(told) for line in lines), lines
+
+
+def test_colours_without_pixels_are_told_without_a_way_out_that_is_none(
+    tmp_path, folder, capsys
+):
+    folder(3, encode=coloured({1: (1, 1, 1), 0: (2, 2, 2), VOID: (3, 3, 3)}))
+    lines = ("9,9,9 never", "1,1,1 disc", "2,2,2 ground", "3,3,3 ignored")
+    (tmp_path / "map.txt").write_text("\n".join(lines))
+    assert run(tmp_path, f"--colors={tmp_path / 'map.txt'}") == 0
+    assert "no mask has never\n" in capsys.readouterr().out
+
+
 def test_a_data_set_that_is_there_is_refused(tmp_path, folder, capsys):
     folder(4)
     assert run(tmp_path, CLASSES) == 0

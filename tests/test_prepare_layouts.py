@@ -132,6 +132,21 @@ def test_voc_has_its_lists_in_its_root(tmp_path):
     assert (len(data.train.ids), len(data.val.ids)) == (3, 2)
 
 
+def test_an_image_that_a_list_of_voc_names_and_has_no_mask_is_told(tmp_path, capsys):
+    root = tmp_path / "root"
+    photos = [f"p{n}" for n in range(5)]
+    place = (root, "JPEGImages/{}.jpg", "SegmentationClass/{}.png")
+    write(*place, photos, ids=(12, 0, 255))
+    (root / "SegmentationClass" / "p0.png").unlink()
+    (root / "SegmentationClass" / "p4.png").unlink()  # In no list.
+    (tmp_path / "mine.txt").write_text("p0\np1\np2\n")
+    lists = (f"--train_list={tmp_path / 'mine.txt'}", "--test_fraction=0")
+    assert run(tmp_path, "voc", *lists) == 0
+    told = capsys.readouterr().out
+    assert "warning: image without mask (1)" in told and "p0.jpg" in told
+    assert len(opened(tmp_path).train.ids) + len(opened(tmp_path).val.ids) == 2
+
+
 @pytest.fixture
 def nnunet(tmp_path):
     """Returns a writer of an nnU-Net data set; its arguments replace what is sound."""

@@ -35,7 +35,10 @@ WEIGHTS = (
     "one above, got"
 )
 AT_LEAST_TWO = "class_names must be at least two names separated by commas, got"
-VALIDATION = "must be a metric of validation such as val_mean_iou or val_loss, got"
+VALIDATION = (
+    "must be a metric of validation: val_loss, val_mean_iou, val_pixel_accuracy, "
+    "val_iou/CLASS or val_dice/CLASS, got"
+)
 KNOWN_METRICS = "val_loss, val_mean_iou, val_pixel_accuracy, val_iou/pet, ..."
 
 # Flag by flag: what the command line alone shows to be wrong.
@@ -93,6 +96,9 @@ FLAGS = {
     "mixed_float16, got 'float16'",
     "--best_metric=loss": f"best_metric {VALIDATION} 'loss'",
     "--hp_metric=accuracy": f"hp_metric {VALIDATION} 'accuracy'",
+    "--hp_metric=val_accuracy": f"hp_metric {VALIDATION} 'val_accuracy'",
+    "--class_names=a,b,c --class_weights=2,1": "class_weights must be one for each of "
+    "a, b, c, got 2 for 3: 2,1",
     "--class_names=pet": f"{AT_LEAST_TWO} 'pet'",
     "--class_names=pet,,border": f"{AT_LEAST_TWO} 'pet,,border'",
     "--class_names=": f"{AT_LEAST_TWO} ''",
@@ -244,8 +250,6 @@ DATA = {
     "'file_name' of shape ()...",
     "--best_metric=val_iou/cat": f"best_metric must be one of {KNOWN_METRICS}, got "
     "'val_iou/cat'",
-    "--hp_metric=val_accuracy": f"hp_metric must be one of {KNOWN_METRICS}, got "
-    "'val_accuracy'",
     "--dataset=shapes --data_dir={shapes} --image_feature=photo": "mask_feature must "
     "be given for shapes, whose masks are not known; its features are labels, photo: "
     "give --mask_feature=...",

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from trainer import config, task
+from trainer import command, config, task
 
 ENTRY = [sys.executable, "-m", "trainer.task"]
 ROOT = pathlib.Path(task.__file__).parents[1]
@@ -66,6 +66,16 @@ def test_commands_convolve_by_onednn_on_any_processor_unless_told_otherwise():
         out = process(entry=[sys.executable, "-c", code], **told).stdout
         assert out.splitlines()[-1] == asked
         assert (",convolution," in out) == (asked == "1")
+
+
+def test_commands_take_of_a_gpu_what_they_need_unless_told_otherwise(monkeypatch):
+    name = "TF_FORCE_GPU_ALLOW_GROWTH"
+    monkeypatch.setattr(os, "environ", {})
+    command.set_up_tensorflow()
+    assert os.environ[name] == "true"
+    os.environ[name] = "false"
+    command.set_up_tensorflow()
+    assert os.environ[name] == "false"
 
 
 def test_a_refused_command_ends_with_2_and_one_line():

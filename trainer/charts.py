@@ -110,7 +110,7 @@ def chart(title: str, unit: str, lines: list[Line], best_step: int) -> str:
         if len(places) <= DOTS_MAX:
             shapes += [
                 f'<path class="dot {line.look}" d="M{px} {py}h0"><title>'
-                f"{html.escape(line.name)} at step {step:,.0f}: {value:.4f}</title></path>"
+                f"{html.escape(line.name)} at step {step:,.0f}: {value:.4g}</title></path>"
                 for (px, py), (step, value) in zip(places, line.points, strict=True)
             ]
     numbers = [

@@ -156,7 +156,7 @@ def same_pictures(looks: Sequence[Look], split_of: Mapping[str, str]) -> list[De
 
 
 def classes(
-    pixels: np.ndarray, class_names: Sequence[str], folder: str
+    pixels: np.ndarray, class_names: Sequence[str], folder: str, rule: masks.Rule
 ) -> list[Defect]:
     """Returns what is wrong with the classes of all masks together.
 
@@ -164,13 +164,14 @@ def classes(
         pixels: (256,) int64, pixels of each class id in all masks.
         class_names: C names.
         folder: Of the masks.
+        rule: How the ids came about.
     """
-    way_out = (
-        "; if 255 means a class, give --colors=FILE" if pixels[masks.IGNORED] else ""
-    )
-    first = int(np.flatnonzero(pixels).min(initial=255))
-    if 0 < first < masks.IGNORED:
-        way_out = f"; if ids start at {first}, add --mask_offset={-first}"
+    way_out, first = "", int(np.flatnonzero(pixels).min(initial=255))
+    if rule.colours is None and 0 < first < masks.IGNORED:
+        start = first - rule.offset
+        way_out = f"; if ids start at {start}, give --mask_offset={-start}"
+    elif rule.colours is None and rule.ignore_id == 255 and pixels[masks.IGNORED]:
+        way_out = "; if 255 means a class, give --colors=FILE"
     absent = [name for id, name in enumerate(class_names) if not pixels[id]]
     if len(absent) >= len(class_names) - 1:
         what = f"have pixels of {len(class_names) - len(absent)} class only{way_out}"

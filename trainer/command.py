@@ -19,6 +19,8 @@ TENSORFLOW_DEFAULTS = {
     # AVX512-VNNI. Where it has AVX2 alone, Eigen's need half as long again and more, and
     # round otherwise with other batches: replicas would not do what one device does.
     "TF_ENABLE_ONEDNN_OPTS": "1",
+    # Else a command takes all of a GPU's memory, on which a run may be under way.
+    "TF_FORCE_GPU_ALLOW_GROWTH": "true",
     # For gs://. Its defaults read 64 MB at once for each open file, and wait up to an
     # hour for an answer. With no cache of blocks, a file that is read from head to tail
     # costs one request for each block, and no byte twice.

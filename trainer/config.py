@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from absl.flags import FlagValues
 
 from trainer import encoders, flags, objective, recipes
 from trainer.flags import setting
+
+METRIC = r"val_(loss|mean_iou|pixel_accuracy|(iou|dice)/.+)"  # Of `metrics.summary`.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,9 +156,9 @@ class Config:
                 f"dataset {self.dataset} needs data_dir: only {Config.dataset} has a "
                 "bundled sample; give --data_dir=DIR"
             )
-        to_fetch = encoders.is_to_fetch(
-            self.encoder, self.encoder_alpha, self.encoder_weights
-        )
+        # Of another run come all of the weights.
+        weights = "none" if self.init_from else self.encoder_weights
+        to_fetch = encoders.is_to_fetch(self.encoder, self.encoder_alpha, weights)
         if self.download and self.data_dir is None and not to_fetch:
             raise ValueError("download needs a data_dir to download to, got none")
         if self.val_fraction == 0 and self.val_split == self.train_split:
@@ -171,7 +174,7 @@ class Config:
         encoders.check(
             self.encoder,
             alpha=self.encoder_alpha,
-            weights=self.encoder_weights,
+            weights=weights,
             download=self.download,
             skip_layers=self.skip_layers,
         )
@@ -235,11 +238,14 @@ class Config:
                     f"{','.join(map(str, self.profile_steps))}"
                 )
         for name in ("best_metric", "hp_metric"):
-            if not getattr(self, name).startswith("val_"):
+            if not re.fullmatch(METRIC, getattr(self, name)):
                 raise ValueError(
-                    f"{name} must be a metric of validation such as val_mean_iou or "
-                    f"val_loss, got {getattr(self, name)!r}"
+                    f"{name} must be a metric of validation: val_loss, val_mean_iou, "
+                    "val_pixel_accuracy, val_iou/CLASS or val_dice/CLASS, got "
+                    f"{getattr(self, name)!r}"
                 )
+        if self.class_names:
+            objective.check_classes(self.class_weights, self.class_names)
 
 
 KINDS = (recipes.Preset, Config)  # Of the trainer's flags.

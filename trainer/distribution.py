@@ -102,8 +102,6 @@ def make_strategy(
             f"workers, got {name}; leave --strategy out or unset TF_CONFIG"
         )
     gpus = [] if num_cpu_devices else tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
     if name == "multi_worker":
         if cluster is None:
             raise ValueError(

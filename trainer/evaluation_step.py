@@ -70,11 +70,9 @@ def make_evaluate(
         for _ in tf.range(n):
             parts = strategy.run(replica_step, args=next(iterator))
             sums = [strategy.reduce("sum", part, axis=None) for part in parts]
-            confusion, loss, pixels = (
-                confusion + sums[0],
-                loss + sums[1],
-                pixels + sums[2],
-            )
+            confusion += sums[0]
+            loss += sums[1]
+            pixels += sums[2]
         return confusion, loss, pixels
 
     def evaluate(

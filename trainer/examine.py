@@ -170,5 +170,5 @@ def examine(settings: Preparation, files: Listed) -> Found:
         top = int(np.flatnonzero(pixels[: masks.IGNORED]).max(initial=1))
         names = tuple(f"class_{id}" for id in range(top + 1))
     if pixels.any():
-        wrong += checks.classes(pixels, names, files.source.places[0].masks)
+        wrong += checks.classes(pixels, names, files.source.places[0].masks, rule)
     return Found(files.source.top, looks, pixels, rule, names, split_of, wrong)

@@ -16,7 +16,7 @@ from absl import flags
 Settings = TypeVar("Settings")
 HELP = ("--help", "-help", "-h", "--helpfull")
 MOST = 10**12  # Of integers whose setting has no bound of its own.
-TRUE_OR_FALSE = frozenset(("true", "1", "false", "0"))
+TRUE_OR_FALSE = frozenset(("true", "t", "1", "false", "f", "0"))
 
 
 def setting(

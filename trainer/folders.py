@@ -61,13 +61,9 @@ def _files(place: Place) -> tuple[list[str], list[str]]:
     of_masks = {os.path.realpath(file) for file in mask_files}
     of_images = {os.path.realpath(file) for file in image_files}
     if of_images > of_masks:
-        return [
-            f for f in image_files if os.path.realpath(f) not in of_masks
-        ], mask_files
-    if of_masks > of_images:
-        return image_files, [
-            f for f in mask_files if os.path.realpath(f) not in of_images
-        ]
+        image_files = [f for f in image_files if os.path.realpath(f) not in of_masks]
+    elif of_masks > of_images:
+        mask_files = [f for f in mask_files if os.path.realpath(f) not in of_images]
     return image_files, mask_files
 
 
@@ -118,11 +114,11 @@ def find_pairs(
     if wanted is not None:
         images = {name: file for name, file in images.items() if name in wanted}
         masks = {name: file for name, file in masks.items() if name in wanted}
+    if place.masks_only and wanted is None:
+        images = {name: file for name, file in images.items() if name in masks}
     for name in sorted(images.keys() - masks.keys()):
-        if place.masks_only:
-            break
         what = f"there is no {name}{place.mask_suffix}.* in {place.masks}"
-        defects.append(Defect(no_mask, images[name], what))
+        defects.append(Defect(no_mask, images[name], what, not place.masks_only))
     for name in sorted(masks.keys() - images.keys()):
         what = f"there is no {name}{place.image_suffix}.* in {place.images}"
         defects.append(Defect(no_image, masks[name], what))

@@ -61,7 +61,8 @@ def choose(seen: Iterable[Seen], num_classes: int, total: int) -> Shown:
         nonlocal looked_at
         for place, one in enumerate(seen):
             looked_at = place + 1
-            mean_iou = metrics.mean_iou(_confusion(*one[1:], num_classes))
+            confusion = metrics.confusion_matrix(*one[1:], num_classes).numpy()
+            mean_iou = metrics.mean_iou(confusion)
             if place < FIRST:
                 first.append((place, mean_iou, one))
             if mean_iou is not None:
@@ -124,16 +125,6 @@ def _addresses(one: Example) -> str:
 def data_uri(content: bytes, kind: str) -> str:
     """Returns a file as an address that holds it; `kind` is its MIME type."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _confusion(
-    mask: np.ndarray, prediction: np.ndarray, num_classes: int
-) -> np.ndarray:
-    """Returns (C, C) int64 pixel counts, rows true, columns predicted."""
-    counted = mask != pictures.IGNORED
-    cells = mask[counted].astype(np.int64) * num_classes + prediction[counted]
-    counts = np.bincount(cells, minlength=num_classes**2)
-    return counts.reshape(num_classes, num_classes)
 
 
 def _example(

@@ -21,13 +21,8 @@ def read(folder: str) -> dict[str, Any]:
 
 def written(index: Mapping[str, Any]) -> set[str]:
     """Returns the files that an index tells of, by their names below its folder."""
-    any_of = (MASK, OVERLAY, PROBABILITIES)  # One that is older does not say which.
-    known = index.get("endings", {})
-    return {
-        name + ending
-        for name in index.get("images", {})
-        for ending in known.get(name, any_of)
-    }
+    endings = index.get("endings", {})
+    return {name + ending for name in endings for ending in endings[name]}
 
 
 def write(
@@ -47,11 +42,7 @@ def write(
         endings: What the files have after a name that are made of it.
     """
     seen, known = earlier.get("images", {}), earlier.get("endings", {})
-    of_each = {
-        name: sorted({*known.get(name, ()), *endings})
-        for name in images
-        if name in known or name not in seen
-    }
+    of_each = {name: sorted({*known.get(name, ()), *endings}) for name in images}
     whole = {**about, "images": {**seen, **images}, "endings": {**known, **of_each}}
     files.write_json(os.path.join(folder, NAME), whole)
 

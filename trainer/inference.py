@@ -31,7 +31,8 @@ def make_probabilities(
     def plain(image: tf.Tensor) -> tf.Tensor:
         return tf.nn.softmax(model(tf.cast(image, tf.float32), training=False))
 
-    @tf.function(autograph=False)
+    # The last windows of a picture are fewer: any number of them is traced once.
+    @tf.function(autograph=False, reduce_retracing=True)
     def probabilities(image: tf.Tensor) -> tf.Tensor:
         found = plain(image)
         if flip:

@@ -304,8 +304,11 @@ def _built(
         learning_rate: After warm-up.
         total_steps: Of the whole run.
     """
+    whole = (
+        saved is not None or settings.init_from is not None
+    )  # None are left to load.
     unet = trained.build(
-        settings, num_classes, "none" if saved else settings.encoder_weights
+        settings, num_classes, "none" if whole else settings.encoder_weights
     )
     if saved is None and settings.init_from is not None:
         _start_from(unet, settings.init_from)

@@ -13,6 +13,7 @@ from trainer import files, index
 from trainer.folders import PICTURES, readable
 
 NAMED = 3  # Paths that a refusal shows.
+Made = dict[tuple[str, ...], str]  # Parts of a file's path -> the folder of its index.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +42,11 @@ def find(arguments: Sequence[str], left_out: str) -> list[Photograph]:
             UTF-8.
     """
     paths: dict[tuple[str, ...], str] = {}
+    made = _made_in(left_out)
     tops, empty = [], []
     for argument in arguments:
         try:
-            top, found = _meant(argument, left_out)
+            top, found = _meant(argument, left_out, made)
         except (UnicodeDecodeError, UnicodeEncodeError) as error:  # TensorFlow's.
             raise ValueError(
                 f"names of files must be UTF-8, got {readable(error.object)} for "
@@ -128,10 +130,11 @@ def parts(path: str) -> tuple[str, ...]:
     return tuple(part for part in whole.split("/") if part)
 
 
-def _meant(argument: str, left_out: str) -> tuple[str, list[str]]:
+def _meant(argument: str, left_out: str, made: Made) -> tuple[str, list[str]]:
     """Returns the folder in which one argument looks, and the files that it means."""
     if tf.io.gfile.isdir(argument):
-        return argument, _pictures_below(argument, _below(argument, left_out))
+        out = _below(argument, left_out)
+        return argument, _pictures_below(argument, out, made)
     if tf.io.gfile.exists(argument):  # Its name may have a bracket.
         return os.path.dirname(argument), [argument]
     top = argument
@@ -141,7 +144,7 @@ def _meant(argument: str, left_out: str) -> tuple[str, list[str]]:
     out = _below(top, left_out)
     for match in sorted(tf.io.gfile.glob(argument)) if top != argument else []:
         if tf.io.gfile.isdir(match):
-            found += _pictures_below(match, out)
+            found += _pictures_below(match, out, made)
         elif not _is_in(match, out):
             found.append(match)
     return top, found
@@ -158,10 +161,22 @@ def _is_in(path: str, folder: tuple[str, ...]) -> bool:
     return bool(folder) and parts(path)[: len(folder)] == folder
 
 
-def _pictures_below(folder: str, left_out: tuple[str, ...]) -> list[str]:
-    """Returns the pictures of a folder and of all below it but one's, sorted."""
+def _made_in(folder: str) -> Made:
+    """Returns the files of a prediction in a folder, by the parts of their paths."""
+    names = index.written(index.read(folder))
+    return {parts(os.path.join(folder, name)): folder for name in names}
+
+
+def _pictures_below(folder: str, left_out: tuple[str, ...], made: Made) -> list[str]:
+    """Returns the pictures of a folder and of all below it but one's, sorted.
+
+    Args:
+        folder: Where to look.
+        left_out: Parts of the folder whose files are none.
+        made: Files of an earlier prediction, which are none either, as are those that the
+            folders below tell of.
+    """
     found: list[str] = []
-    made: dict[str, str] = {}
     for directory, _, names in tf.io.gfile.walk(folder):
         below = parts(directory)[len(parts(folder)) :]
         hidden = any(name.startswith(".") for name in below)
@@ -171,12 +186,12 @@ def _pictures_below(folder: str, left_out: tuple[str, ...]) -> list[str]:
         is_picture = (n for n in shown if os.path.splitext(n)[1].lower() in PICTURES)
         found += [os.path.join(directory, name) for name in is_picture]
         if index.NAME in names:
-            ours = index.written(index.read(directory))
-            made |= {os.path.join(directory, name): directory for name in ours}
-    of_each = collections.Counter(made[path] for path in found if path in made)
-    for directory, count in of_each.items():
-        logging.info("left out %d files of a prediction in %s", count, directory)
-    return sorted(path for path in found if path not in made)
+            made = made | _made_in(directory)
+    in_of = {path: made.get(parts(path)) for path in found}
+    for directory, count in collections.Counter(in_of.values()).items():
+        if directory is not None:
+            logging.info("left out %d files of a prediction in %s", count, directory)
+    return sorted(path for path in found if in_of[path] is None)
 
 
 def _name(below: tuple[str, ...]) -> str:

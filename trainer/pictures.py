@@ -28,12 +28,14 @@ NAME_MAX = 40  # Characters; what is longer is cut.
 
 def palette(num_classes: int) -> np.ndarray:
     """Returns the colour (C, 3) uint8 of each class id, the same in every picture."""
-    turn, place = np.divmod(np.arange(num_classes)[:, np.newaxis], len(COLOURS))
-    # After the first eight the same hues come again: paler, darker, paler still.
-    share = 1 - 0.55 ** ((turn + 1) // 2)
-    towards = np.where(turn % 2, 255, 0)
-    colours = COLOURS[place[:, 0]] * (1 - share) + towards * share
-    return np.round(colours).astype(np.uint8)
+    ids = np.arange(num_classes)[:, np.newaxis]
+    turn, place = np.divmod(ids, len(COLOURS))
+    # After the first eight the same hues come again: paler, then darker.
+    towards, share = np.where(turn % 2, 255, 0), np.where(turn, 0.45, 0)
+    colours = np.round(COLOURS[place[:, 0]] * (1 - share) + towards * share)
+    # Then those of PASCAL VOC, whose bits count through the cube of colours.
+    cube = sum((ids >> (3 * bit + np.arange(3)) & 1) << (7 - bit) for bit in range(3))
+    return np.where(turn < 3, colours, cube).astype(np.uint8)
 
 
 def panels(

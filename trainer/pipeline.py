@@ -72,6 +72,10 @@ def slide(
     return look
 
 
+# Of `slide`, to be written: each has the probabilities at a photograph's own size.
+WAITING = 2
+
+
 class Unwritable(Exception):
     """What is made of one photograph cannot be written; that of others may be."""
 
@@ -83,6 +87,7 @@ def run(
     look: Look,
     write: Write,
     skip: Skip,
+    waiting: int | None = None,
 ) -> Iterator[Any]:
     """Yields, in order, what `write` returns of each photograph that it can write.
 
@@ -95,6 +100,7 @@ def run(
             raise Unwritable.
         skip: Told each photograph that cannot be read or written, and why; in this
             thread.
+        waiting: See `flow`.
     """
 
     def written(pair: tuple[Read, tf.Tensor]) -> tuple[Any, str | None]:
@@ -108,6 +114,7 @@ def run(
         lambda photograph: _read(photograph, size),
         lambda reads: _looked_at(_readable(reads, skip), batch_size, look),
         written,
+        waiting,
     ):
         if why is None:
             yield made
@@ -120,6 +127,7 @@ def flow(
     read: Callable[[Item], Made],
     look: Callable[[Iterator[Made]], Iterable[Seen]],
     write: Callable[[Seen], Written],
+    waiting: int | None = None,
 ) -> Iterator[Written]:
     """Yields what becomes of each item, in order; few of them are under way at once.
 
@@ -128,13 +136,15 @@ def flow(
         read: Makes one ready, in several threads.
         look: Makes of those what is to be written, in this thread.
         write: Makes of each of these what is wanted, in several threads.
+        waiting: How many of these are under way at most; so many that no thread waits
+            when absent.
     """
     threads = min(THREADS, os.cpu_count() or 1)
     depth = 2 * threads  # Enough that no thread waits; more would only fill memory.
     pool = concurrent.futures.ThreadPoolExecutor(threads)
     try:
         seen = look(_ahead(pool, read, items, depth))
-        yield from _ahead(pool, write, seen, depth)
+        yield from _ahead(pool, write, seen, waiting or depth)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -146,19 +156,15 @@ def batches(items: Iterable[Item], batch_size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def ids_of(read: Read, probabilities: tf.Tensor) -> tuple[np.ndarray, tf.Tensor]:
-    """Returns the class ids (H, W) uint8 of a photograph and their probabilities.
+def ids_of(read: Read, probabilities: tf.Tensor) -> np.ndarray:
+    """Returns the class ids (H, W) uint8 of a photograph.
 
     Args:
         read: The photograph.
         probabilities: (?, ?, C) float32 of a `Look`, not yet at its size.
-
-    Returns:
-        Ids, and probabilities (H, W, C) float32 of which they are the argmax.
     """
     with tf.device("CPU"):
-        own = resizing.probabilities(probabilities, *read.image.shape[:2])
-        return tf.argmax(own, -1, tf.int32).numpy().astype(np.uint8), own
+        return resizing.ids(probabilities, *read.image.shape[:2]).numpy()
 
 
 def _read(photograph: Photograph, size: int) -> Read | tuple[Photograph, str]:

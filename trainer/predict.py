@@ -169,6 +169,7 @@ def _predict(
             look(settings, model, batch_size),
             functools.partial(write, settings, colours),
             skip,
+            pipeline.WAITING if settings.window == "slide" else None,
         ):
             masks += 1
             pixels += counted
@@ -200,9 +201,9 @@ def write(
     import numpy as np
     import tensorflow as tf
 
-    from trainer import files, index, masks, overlay, pipeline
+    from trainer import files, index, masks, overlay, pipeline, resizing
 
-    ids, probabilities = pipeline.ids_of(read, seen)
+    ids = pipeline.ids_of(read, seen)
     mask = overlay.indexed(ids, colours)
     path = os.path.join(settings.output_dir or "", read.photograph.name)
     made = {}
@@ -210,7 +211,9 @@ def write(
         made[index.OVERLAY] = overlay.jpeg(overlay.blend(read.image, mask))
     if settings.probabilities:
         buffer = io.BytesIO()
-        half = probabilities.numpy().astype(np.float16)
+        with tf.device("CPU"):
+            own = resizing.probabilities(seen, *read.image.shape[:2])
+        half = own.numpy().astype(np.float16)
         np.savez_compressed(buffer, probabilities=half)
         made[index.PROBABILITIES] = buffer.getvalue()
     made[index.MASK] = masks.png(mask)

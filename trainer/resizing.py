@@ -6,6 +6,8 @@ square input, C classes.
 
 import tensorflow as tf
 
+AT_ONCE = 8  # Classes that are at a picture's own size at once.
+
 
 def image(image: tf.Tensor, size: int) -> tf.Tensor:
     """Returns an image at the model's size, resized bilinearly, whatever its shape.
@@ -51,3 +53,34 @@ def probabilities(
         (H, W, C) float32.
     """
     return tf.image.resize(probabilities, (height, width), method="bilinear")
+
+
+def ids(
+    probabilities: tf.Tensor, height: tf.Tensor | int, width: tf.Tensor | int
+) -> tf.Tensor:
+    """Returns the class of each pixel: the argmax of its probabilities there.
+
+    A few classes at a time: a photograph's probabilities of many may not fit in memory.
+
+    Args:
+        probabilities: (S, S, C) float32.
+        height: H.
+        width: W.
+
+    Returns:
+        (H, W) uint8.
+    """
+    classes = probabilities.shape[-1]
+    ids = highest = None
+    for first in range(0, classes, AT_ONCE):
+        few = probabilities[..., first : first + AT_ONCE]
+        few = tf.image.resize(few, (height, width), method="bilinear")
+        found = tf.argmax(few, -1, tf.int32) + first
+        if classes > AT_ONCE:
+            top = tf.reduce_max(few, -1)
+            if highest is not None:  # Of equals the first class, as of argmax.
+                found = tf.where(top > highest, found, ids)
+                top = tf.maximum(top, highest)
+            highest = top
+        ids = found
+    return tf.cast(ids, tf.uint8)

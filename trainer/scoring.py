@@ -78,7 +78,7 @@ def look(
     def looked(examples: list[Example]) -> Iterator[np.ndarray]:
         reads = [example.read for example in examples]
         for read, one in zip(reads, seen(reads), strict=True):
-            yield pipeline.ids_of(read, one)[0]
+            yield pipeline.ids_of(read, one)
 
     return looked
 

@@ -107,7 +107,7 @@ def save(model: keras.Model, folder: str) -> None:
 def _mask(seen: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
     """Returns the PNG () string of an image's probabilities and its size."""
     found, size = seen
-    ids = _ids(resizing.probabilities(found, size[0], size[1]))
+    ids = resizing.ids(found, size[0], size[1])
     return tf.io.encode_png(ids[..., tf.newaxis])
 
 
