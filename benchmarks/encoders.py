@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from benchmarks import machine
+from trainer.command import set_up_tensorflow
 
 
 def step_of(name: str, batch_size: int, image_size: int) -> tuple[Callable, int, int]:
@@ -81,6 +82,7 @@ def main() -> None:
     add("--batch_size", type=int, default=16)
     add("--image_size", type=int, default=128)
     args = parser.parse_args()
+    set_up_tensorflow()
     from trainer import encoders
 
     found = measure(list(encoders.NAMES), **vars(args))

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks import machine
+from trainer.command import set_up_tensorflow
 
 NAME = "photographs"
 BATCH_SIZE = 64
@@ -214,6 +215,7 @@ def main() -> None:
     add("--rounds", type=int, default=7, help="turns of each")
     add("--batches", type=int, default=24, help="of a turn, ten times for the cache's")
     args = parser.parse_args()
+    set_up_tensorflow()
     with tempfile.TemporaryDirectory() as scratch:
         data_dir = (args.data_dir or pathlib.Path(scratch)).absolute()
         data_dir.mkdir(parents=True, exist_ok=True)

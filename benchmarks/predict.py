@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import machine
+from trainer.command import set_up_tensorflow
 
 
 def through_all(settings: Any, model: Any, look: Any, found: Sequence) -> float:
@@ -93,6 +94,7 @@ def main() -> None:
     add("--images", required=True, help="folder of photographs")
     add("--repeats", type=int, default=5, help="of each, in turns")
     args = parser.parse_args()
+    set_up_tensorflow()
     with tempfile.TemporaryDirectory() as scratch:
         found = measure(args.job_dir, args.images, args.repeats, scratch)
     command = [sys.executable, "-m", "benchmarks.predict"]

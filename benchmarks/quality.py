@@ -106,15 +106,22 @@ def timed(
 def result(name: str, out: pathlib.Path) -> dict[str, float]:
     """Returns the metrics of a finished run on test, at the tutorial's size."""
     if name == "tutorial":
-        return json.loads((out / "tutorial.json").read_text(encoding="utf-8"))["test"]
-    found = []
+        found = json.loads((out / "tutorial.json").read_text(encoding="utf-8"))
+        return {**found["test"], "examples": found["test_examples"]}
+    metrics = []
     for mirrored in (False, True):
         flags = [f"--job_dir={out / 'job'}", f"--at={SIZE}", f"--output_dir={out}"]
         flags += ["--tta=flip"] * mirrored
         timed([sys.executable, "-m", "trainer.evaluate", *flags], out / "judged")
         file = out / f"evaluation-test-{SIZE}{'-flip' * mirrored}.json"
-        found.append(json.loads(file.read_text(encoding="utf-8"))["metrics"])
-    return {**found[0], "mirrored_mean_iou": found[1]["mean_iou"]}
+        report = json.loads(file.read_text(encoding="utf-8"))
+        metrics.append(report["metrics"])
+    plain, mirror = metrics
+    return {
+        **plain,
+        "mirrored_mean_iou": mirror["mean_iou"],
+        "examples": report["examples"],
+    }
 
 
 def reached(told: list[tuple[float, float]], mean_iou: float) -> float | None:

@@ -51,9 +51,11 @@ def run(kind: str, scratch: pathlib.Path, steps: int) -> dict:
         watching = threading.Event()
         watcher = threading.Thread(target=_watch, args=(job_dir, seen, watching))
         watcher.start()
-        codes = cluster.end(processes, 1800)
-        watching.set()
-        watcher.join()
+        try:
+            codes = cluster.end(processes, 1800)
+        finally:
+            watching.set()
+            watcher.join()
         if any(codes):
             raise RuntimeError((scratch / "log-0").read_text()[-2000:])
         lines = (job_dir / "metrics.jsonl").read_text().splitlines()

@@ -203,6 +203,7 @@ def train_and_evaluate(args: argparse.Namespace) -> dict:
         "test": evaluate(
             model, test.map(load("nearest"), tf.data.AUTOTUNE).batch(args.batch_size)
         ),
+        "test_examples": num_test,
         "epochs": args.epochs,
         "steps": args.epochs * steps_per_epoch,
         "images_per_second": args.batch_size * steps_per_second,

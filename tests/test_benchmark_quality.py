@@ -43,6 +43,7 @@ def test_a_run_is_judged_at_the_tutorials_size_whatever_it_sees(tmp_path, pets):
     places = (f"--data_dir={pets(6, n_test=3)}", f"--job_dir={job_dir}", "--noexport")
     assert task.main([*places, *small, *steps]) == 0
     found = quality.result("best", tmp_path)
+    assert found["examples"] == 3
     for flags, name in (([], "mean_iou"), (["--tta=flip"], "mirrored_mean_iou")):
         assert evaluate.main([f"--job_dir={job_dir}", at, *flags]) == 0
         path = job_dir / f"evaluation-test-128{'-flip' if flags else ''}.json"

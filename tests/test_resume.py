@@ -276,6 +276,19 @@ def test_init_from_starts_a_new_run_at_step_0_from_the_best_weights_of_another(
                 assert not value.any(), name
 
 
+def test_deterministic_asks_tensorflow_for_it_and_nothing_else_does(
+    command, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(
+        tf.config.experimental, "enable_op_determinism", lambda: asked.append(True)
+    )
+    for flags, times in (((), 0), (("--deterministic",), 1)):
+        settings = config.from_args(command(f"run-{times}", *flags))
+        job.prepare(settings, config.directories(settings, {}))
+        assert len(asked) == times
+
+
 def test_a_restart_of_a_run_that_began_from_another_does_not_begin_again(
     command, tmp_path, capfd
 ):

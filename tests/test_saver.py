@@ -1,10 +1,48 @@
 """Saves in the background: one at a time, none fails unseen."""
 
 import threading
+from types import SimpleNamespace
 
+import keras
+import numpy as np
 import pytest
 
+from trainer import checkpoint_folder, saving
 from trainer.saver import Saver
+
+
+def test_a_run_that_loses_its_lease_in_a_save_changes_no_more(tmp_path):
+    def save(step: int, looks: int) -> None:
+        """Saves; the lease is lost at the look after so many."""
+        left = iter(range(looks))
+
+        def fence() -> None:
+            if next(left, None) is None:
+                raise OSError("the lease is lost")
+
+        job = SimpleNamespace(
+            directories=SimpleNamespace(checkpoints=str(tmp_path)),
+            settings=SimpleNamespace(keep_checkpoints=1, best_metric="val_loss"),
+            variables={"a": keras.Variable(np.zeros(3, "float32"))},
+            state={"step": step, "evaluations": []},
+            damaged=set(),
+            fence=fence,
+        )
+        saving.save(job)()  # type: ignore[arg-type]
+
+    save(1, looks=9)
+    for looks, last, latest in (
+        (0, "step-00000002.npz", "step-00000001"),
+        (1, "step-00000002.npz.sha256", "step-00000001"),
+        (2, "step-00000002.npz.sha256", "step-00000002"),
+    ):
+        with pytest.raises(OSError, match="the lease is lost"):
+            save(2, looks)
+        names = sorted(path.name for path in tmp_path.iterdir())
+        assert names[-1] == last and "step-00000001.npz" in names
+        assert checkpoint_folder.pointer(str(tmp_path))["latest"] == latest
+    save(2, looks=9)
+    assert not (tmp_path / "step-00000001.npz").exists()
 
 
 def test_the_run_goes_on_while_a_save_is_under_way():

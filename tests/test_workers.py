@@ -101,7 +101,7 @@ def test_a_run_stopped_five_times_and_killed_once_ends_as_if_it_had_not_been(
         else:
             assert codes == [interruption.PREEMPTED] * count
             assert "(another worker" in told or count == 1 and "(SIGTERM)" in told
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < 60  # The grace given above.
         saved = json.loads((job_dir / "checkpoints" / "checkpoint.json").read_text())
         assert f"{saved['latest']} is kept, the same command goes on" in told
         step = int(saved["latest"].removeprefix("step-"))
