@@ -169,6 +169,7 @@ def test_a_tf_config_without_this_process_is_refused(environ, says):
         (dict(name="mirrored", cluster=TWO), "must be multi_worker where TF_CONFIG"),
         (dict(name="auto", cluster=TWO, num_cpu_devices=2), "is for a single worker"),
         (dict(name="tpu"), "strategy tpu needs a TPU, got none at local: "),
+        (dict(name="tpu", cluster=TWO), "strategy tpu is of one host, got TF_CONFIG"),
         (dict(name="auto", tpu="local"), "strategy tpu needs a TPU, got none at local"),
     ],
 )

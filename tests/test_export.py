@@ -481,6 +481,20 @@ def test_noexport_exports_nothing(tmp_path, tiny_unet, capsys):
     assert json.loads((tmp_path / "run/result.json").read_text())["export"] is None
 
 
+def test_what_a_run_that_is_done_was_not_asked_for_is_made_when_it_is(
+    tmp_path, tiny_unet, capfd
+):
+    flags = [f"--job_dir={tmp_path}/run", *SMALL]
+    assert task.main([*flags, "--noexport", "--test_split=none"]) == 0
+    assert task.main(flags) == 0
+    assert "This run is done" not in capfd.readouterr().err
+    assert (tmp_path / "run" / "export" / "1" / "saved_model.pb").exists()
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["export"] and result["test"]["mean_iou"] is not None
+    assert task.main(flags) == 0
+    assert "This run is done" in capfd.readouterr().err
+
+
 def test_of_two_replicas_the_same_is_exported_as_of_their_checkpoint(
     tmp_path, tiny_unet, tree, monkeypatch
 ):

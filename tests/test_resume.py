@@ -136,6 +136,9 @@ def test_more_epochs_are_not_a_difference(command, tmp_path, capfd, monkeypatch)
     assert task.main(command("whole", "--epochs=2")) == 0
     assert task.main(command("halves", "--epochs=1")) == 0
     capfd.readouterr()
+    first = json.loads((tmp_path / "halves" / "result.json").read_text())
+    first["seconds_of"]["exporting"] = 1000.0
+    (tmp_path / "halves" / "result.json").write_text(json.dumps(first))
     settings = config.from_args(command("halves", "--epochs=2"))
     for host in ("first", "second"):  # Preempted on the one before it saved.
         monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
@@ -151,6 +154,7 @@ def test_more_epochs_are_not_a_difference(command, tmp_path, capfd, monkeypatch)
     result = json.loads((tmp_path / "halves" / "result.json").read_text())
     assert (result["step"], result["epoch"]) == (6, 2)
     assert result["seconds_of"]["lost_to_restarts"] == 0  # The run had ended.
+    assert result["seconds_of"]["exporting"] >= 1000  # After its last save.
     # Only the picture of the end is in another place.
     doubled = {
         key: n for key, n in events(tmp_path / "halves" / "logs").items() if n > 1

@@ -35,6 +35,11 @@ def inside(job_dir: str) -> str:
     return os.path.join(job_dir, "checkpoints")
 
 
+def apart(job_dir: str, directory: str) -> bool:
+    """Returns whether checkpoints are kept elsewhere than in their job_dir."""
+    return files.place(directory) != files.place(inside(job_dir))
+
+
 def move_pointer(directory: str, *, latest: str, best: str) -> None:
     """Says which checkpoint is the latest and which the best, both whole."""
     path = os.path.join(directory, POINTER)

@@ -94,8 +94,13 @@ def make_strategy(
     """
     if name == "auto":
         name = _chosen(num_cpu_devices, tpu, cluster)
-    if name == "tpu":
+    if name == "tpu" and cluster is None:
         return _tpu(tpu)
+    if name == "tpu":
+        raise ValueError(
+            "strategy tpu is of one host, got TF_CONFIG with several workers; take one "
+            "machine"
+        )
     if cluster is not None and name != "multi_worker":
         raise ValueError(
             f"strategy must be multi_worker where TF_CONFIG names {cluster.size} "

@@ -334,7 +334,7 @@ def _built(
 def _write_config(job: Job) -> None:
     """Writes job_dir/config.json: the settings, and what they came to."""
     opened, at = job.dataset, files.place(job.directories.checkpoints)
-    apart = at != files.place(checkpoint_folder.inside(job.directories.job))
+    apart = checkpoint_folder.apart(job.directories.job, job.directories.checkpoints)
     run_files.write_config(
         job.directories.job,
         config.to_dict(job.settings),

@@ -90,6 +90,9 @@ def hold_leases(
     Raises:
         ValueError: If another run holds one.
     """
+    if not writes:
+        yield lambda: None
+        return
     asked = {"job_dir": directories.job}
     ours, checkpoints = map(files.place, (directories.job, directories.checkpoints))
     if not f"{checkpoints}/".startswith(f"{ours}/"):
@@ -98,7 +101,6 @@ def hold_leases(
         checks = [
             held.enter_context(_lease(setting, directory, job_id, seconds))
             for setting, directory in asked.items()
-            if writes
         ]
 
         def check() -> None:

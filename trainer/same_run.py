@@ -32,8 +32,7 @@ DATA = {
 def check_place(directories: config.Directories, saved: checkpoint.Checkpoint) -> None:
     """Raises ValueError if checkpoints that are kept elsewhere are another run's."""
     ours, theirs = files.place(directories.job), saved.state.get("job_dir")
-    inside = checkpoint_folder.inside(directories.job)
-    apart = directories.checkpoints.rstrip("/") != inside
+    apart = checkpoint_folder.apart(directories.job, directories.checkpoints)
     if apart and theirs not in (None, ours):
         raise ValueError(
             f"checkpoint_dir must be the run's own, got {directories.checkpoints} with "

@@ -75,7 +75,11 @@ def train_and_evaluate(
     known = {evaluation["step"] for evaluation in evaluations}
     if last and last["step"] == job.state["step"] and last["step"] not in known:
         evaluations.append(last)
-    is_done = done_before.get("step") == job.state["step"] and standing.stop_reason(job)
+    had_ended = done_before.get("step") == job.state["step"]
+    has_all = (done_before.get("export") or not job.settings.export) and (
+        done_before.get("test") or job.dataset.test is None
+    )
+    is_done = had_ended and has_all and standing.stop_reason(job)
     if job.workers.chiefs(int(bool(is_done))) == [1]:
         logging.info(
             "This run is done: nothing left to train after step %d. Its files are in %s",
@@ -85,8 +89,9 @@ def train_and_evaluate(
         if job.in_trial and job.workers.is_chief:
             report.Tuner(job.settings.hp_metric).tell_all(job.state["evaluations"])
         return done_before
-    if done_before.get("step") == job.state["step"]:
-        job.state["time_saved"] = None  # It had ended: nothing was lost since.
+    if had_ended:  # Nothing was lost since.
+        of_uses = done_before.get("seconds_of", job.state["seconds_of"])
+        job.state |= {"time_saved": None, "seconds_of": of_uses}
     telling.say_what_starts(job)
     with contextlib.ExitStack() as held:
         reporter, saver = None, held.enter_context(Saver(job.fence))
