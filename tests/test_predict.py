@@ -425,11 +425,12 @@ def test_what_a_prediction_has_made_is_no_photograph(
 def test_what_a_prediction_made_in_the_folder_above_is_no_photograph(run, photos):
     (photos / "other").mkdir()
     (photos / "b.jpg").rename(photos / "other" / "b.jpg")
+    (photos / "sub" / "a.png").rename(photos / "sub" / "c.BMP")
     folders = [str(photos / "sub"), str(photos / "other")]
     for _ in range(2):
         assert predicted(run, photos, *folders) == 0
     index = json.loads((photos / "classes.json").read_text())
-    assert index["images"].keys() == {"sub/a", "other/b"}
+    assert index["images"].keys() == {"sub/c", "other/b"}
 
 
 @pytest.mark.parametrize("out", ["photos", ".", ".."])

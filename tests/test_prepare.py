@@ -548,8 +548,8 @@ def test_binary_masks_whose_class_is_white_are_refused_with_the_way_out(
     [
         (
             (2, 3, 3),
-            [CLASSES, "--mask_offset=-1"],
-            "no mask has ground; if ids start at 2, give --mask_offset=-2",
+            ["--class_names=a,b,c", "--mask_offset=-1"],
+            "no mask has a; if ids start at 2, give --mask_offset=-2",
         ),
         (
             (0, 2, 2),
