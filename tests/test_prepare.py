@@ -552,9 +552,9 @@ def test_binary_masks_whose_class_is_white_are_refused_with_the_way_out(
             "no mask has a; if ids start at 2, give --mask_offset=-2",
         ),
         (
-            (0, 2, 2),
+            (1, 3, 0),
             ["--class_names=a,b,c", "--mask_offset=-1", "--ignore_id=0"],
-            "its masks have pixels of 1 class only",
+            "no mask has b",
         ),
     ],
 )
