@@ -29,7 +29,7 @@ from benchmarks import machine
 RUNS: dict[str, list[str]] = {
     "tutorial": [],
     "ours": ["--recipe=tutorial"],
-    "best": ["--recipe=best", "--epochs=17"],
+    "best": ["--recipe=best", "--epochs=12"],
     "best, short": [
         *("--recipe=best", "--epochs=2", "--image_size=128", "--batch_size=8"),
         *("--warmup_steps=100", "--ema_decay=0.99", "--eval_every_steps=207"),

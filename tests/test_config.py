@@ -342,6 +342,9 @@ def test_what_needs_a_setting_that_a_flag_turns_off_is_left_out_of_the_recipe():
     assert settings.encoder_learning_rate is None and settings.weight_decay > 0
     settings = config.from_args(["--recipe=best", "--optimizer=adam"])
     assert settings.encoder_learning_rate and not settings.weight_decay
+    for side, at_training in ((128, None), (256, 224), (384, None)):
+        settings = config.from_args(["--recipe=best", f"--image_size={side}"])
+        assert settings.train_image_size == at_training
     with pytest.raises(ValueError, match="^weight_decay needs optimizer adamw"):
         config.from_args(["--recipe=best", "--optimizer=adam", "--weight_decay=0.1"])
 

@@ -13,13 +13,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         train_encoder=True,
         train_encoder_from=8,
         decoder="light",
-        image_size=224,
+        image_size=256,
+        train_image_size=224,
         crop_scale_min=0.55,
         brightness=0.1,
         contrast=0.2,
         saturation=0.2,
         batch_size=32,
-        loss="cross_entropy+0.5*dice",
+        loss="cross_entropy+lovasz",
         optimizer="adamw",
         encoder_learning_rate=3e-4,
         weight_decay=1e-4,
@@ -29,10 +30,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     ),
 }
 
-# A recipe's setting that is left out where a flag turns off what it needs.
+# A recipe's setting that is left out where a flag says other than what it needs.
 NEEDS: dict[str, tuple[str, Any]] = {
     "encoder_learning_rate": ("train_encoder", True),
     "train_encoder_from": ("train_encoder", True),
+    "train_image_size": ("image_size", 256),
     "weight_decay": ("optimizer", "adamw"),
 }
 
