@@ -4,6 +4,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -33,7 +34,7 @@ def train_batches(job: Job) -> Callable[[threading.Event], tf.data.Dataset]:
     return batches
 
 
-def _order(job: Job) -> dict[str, int]:
+def _order(job: Job) -> dict[str, Any]:
     """Returns what says which examples this worker reads, from the step the run is at."""
     return dict(
         seed=job.settings.seed,
