@@ -230,7 +230,7 @@ def _check_places(settings: Config) -> None:
             raise ValueError(
                 f"{name} must be on gs://, for a container sees nothing else, got {value}"
             )
-    weights = settings.encoder_weights
+    weights = "none" if settings.init_from else settings.encoder_weights
     if weights not in ("imagenet", "none") and not re.match(MOUNTED, weights):
         raise ValueError(
             "encoder_weights must be imagenet, none or a file on gs://, for a container "

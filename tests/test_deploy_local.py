@@ -138,7 +138,10 @@ MIRRORED = ("--", "--strategy=mirrored")
         (["--preempt_every_seconds=0"], "preempt_every_seconds must be at least 1"),
     ],
 )
-def test_an_order_that_cannot_run_here_is_refused(args, line, capsys, tmp_path):
+def test_an_order_that_cannot_run_here_is_refused(
+    args, line, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert local.main([f"--output_dir={tmp_path}", *args]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.splitlines()[-1].startswith(f"segtrainer: {line}")

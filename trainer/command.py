@@ -12,8 +12,8 @@ from typing import NoReturn, TypeVar
 from trainer import flags, terminal
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
-# What TensorFlow reads when it is imported, or first opens a gs:// path; the user's own go
-# first.
+# What TensorFlow reads when it is imported, or first takes a GPU or a gs:// path; the
+# user's own go first.
 TENSORFLOW_DEFAULTS = {
     # oneDNN's convolutions, which TensorFlow takes by itself where the processor has
     # AVX512-VNNI. Where it has AVX2 alone, Eigen's need half as long again and more, and

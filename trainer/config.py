@@ -156,9 +156,9 @@ class Config:
                 f"dataset {self.dataset} needs data_dir: only {Config.dataset} has a "
                 "bundled sample; give --data_dir=DIR"
             )
-        # Of another run come all of the weights.
-        weights = "none" if self.init_from else self.encoder_weights
-        to_fetch = encoders.is_to_fetch(self.encoder, self.encoder_alpha, weights)
+        to_fetch = encoders.is_to_fetch(
+            self.encoder, self.encoder_alpha, self.encoder_weights
+        )
         if self.download and self.data_dir is None and not to_fetch:
             raise ValueError("download needs a data_dir to download to, got none")
         if self.val_fraction == 0 and self.val_split == self.train_split:
@@ -174,7 +174,8 @@ class Config:
         encoders.check(
             self.encoder,
             alpha=self.encoder_alpha,
-            weights=weights,
+            # Of another run come all of them.
+            weights="none" if self.init_from else self.encoder_weights,
             download=self.download,
             skip_layers=self.skip_layers,
         )

@@ -132,7 +132,7 @@ def prepare(
     fence: Callable[[], None] = lambda: None,
     cluster: Cluster | None = None,
 ) -> Job:
-    """Returns the run, new or restored. Writes job_dir/config.json, last.
+    """Returns the run, new or restored. Of what it writes job_dir/config.json stays.
 
     With several workers, each prepares the same run, and the chief alone writes.
 
@@ -304,9 +304,8 @@ def _built(
         learning_rate: After warm-up.
         total_steps: Of the whole run.
     """
-    whole = (
-        saved is not None or settings.init_from is not None
-    )  # None are left to load.
+    # All weights come from a checkpoint then.
+    whole = saved is not None or settings.init_from is not None
     unet = trained.build(
         settings, num_classes, "none" if whole else settings.encoder_weights
     )

@@ -73,7 +73,7 @@ def slide(
 
 
 # Of `slide`, to be written: each has the probabilities at a photograph's own size.
-WAITING = 2
+WAITING = 1
 
 
 class Unwritable(Exception):
@@ -136,8 +136,8 @@ def flow(
         read: Makes one ready, in several threads.
         look: Makes of those what is to be written, in this thread.
         write: Makes of each of these what is wanted, in several threads.
-        waiting: How many of these are under way at most; so many that no thread waits
-            when absent.
+        waiting: How many of these may wait for their turn; so many that no thread has to
+            wait when absent.
     """
     threads = min(THREADS, os.cpu_count() or 1)
     depth = 2 * threads  # Enough that no thread waits; more would only fill memory.

@@ -44,7 +44,7 @@ def check(
             )
     read = {
         "init_from": settings.init_from or "",
-        "encoder_weights": settings.encoder_weights,
+        "encoder_weights": "" if settings.init_from else settings.encoder_weights,
     }
     # Whether there are checkpoints is asked of a bucket that is known to be there.
     asked = {"data_dir": trained.data_dir(settings) or "", **written, **read}

@@ -84,10 +84,10 @@ def _ready(settings: Prediction) -> Callable[[], int]:
 
     assert settings.job_dir and settings.output_dir and settings.images
     output_dir = settings.output_dir
-    found = photographs.find(settings.images, output_dir)
-    folders = sorted({os.path.dirname(one.name) for one in found} | {""})
     if files.remote(output_dir):
         bucket.check("output_dir", output_dir, bucket.WRITE)
+    found = photographs.find(settings.images, output_dir)
+    folders = sorted({os.path.dirname(one.name) for one in found} | {""})
     for folder in folders:
         run_files.check_directory("output_dir", os.path.join(output_dir, folder))
     endings = [index.MASK, *([index.OVERLAY] if settings.overlays else [])]

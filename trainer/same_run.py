@@ -123,17 +123,12 @@ def check_on_all(
     shared = config.to_dict(settings)
     del shared["data_dir"]  # May be another place on each machine, with the same data.
     told = json.dumps([shared, *(state[name] for name in DATA)], sort_keys=True)
-    if not _as_on_the_chief(workers, told.encode()):
+    digest = zlib.crc32(told.encode())
+    if workers.chiefs(digest) != [digest]:
         raise ValueError(
             "all workers must be given the same flags and data, got worker "
             f"{workers.index} with others than the chief; start them with one command"
         )
-
-
-def _as_on_the_chief(workers: distribution.Workers, content: bytes) -> bool:
-    """Returns whether the chief has the same content; each worker must ask."""
-    digest = zlib.crc32(content)
-    return workers.chiefs(digest) == [digest]
 
 
 def check_weights(

@@ -126,15 +126,16 @@ def train_and_evaluate(
         if reporter is not None:
             saver.start(*reporter.flush())
     clock = run.clock
-    result |= {
+    speed = {
         "train_images_per_second": clock.images_per_second(over_all=True),
         "seconds_to_first_step": clock.seconds_to_first_step,
-        "train_seconds": job.state["seconds"],
         "save_wait_seconds": clock.save_wait_seconds,
         "total_seconds": time.time() - process_start,
         "peak_memory_bytes": _peak_memory_bytes(),
-        **clock.goodput(),
     }
+    if had_ended and clock.seconds_to_first_step is None:
+        speed = {name: done_before.get(name) for name in speed}  # Of who has trained.
+    result |= {"train_seconds": job.state["seconds"], **speed, **clock.goodput()}
     if reporter is not None:
         job.fence()
         with ending.page_may_fail():
