@@ -492,7 +492,7 @@ def test_what_a_run_that_is_done_was_not_asked_for_is_made_when_it_is(
     assert (tmp_path / "run" / "export" / "1" / "saved_model.pb").exists()
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["export"] and result["test"]["mean_iou"] is not None
-    for name in ("train_seconds", "seconds_to_first_step", "peak_memory_bytes"):
+    for name in ("total_seconds", "seconds_to_first_step", "peak_memory_bytes"):
         assert result[name] == first[name] > 0
     assert task.main(flags) == 0
     assert "This run is done" in capfd.readouterr().err
