@@ -233,7 +233,8 @@ def prepare(
         _write_config(job)
     if workers.count > 1:
         same_run.check_shared(workers, "job_dir", directories.job)
-        same_run.check_shared(workers, "checkpoint_dir", directories.checkpoints)
+        if checkpoint_folder.apart(directories.job, directories.checkpoints):
+            same_run.check_shared(workers, "checkpoint_dir", directories.checkpoints)
     return job
 
 
