@@ -55,26 +55,23 @@ def probabilities(
     return tf.image.resize(probabilities, (height, width), method="bilinear")
 
 
-def ids(
-    probabilities: tf.Tensor, height: tf.Tensor | int, width: tf.Tensor | int
-) -> tf.Tensor:
-    """Returns the class of each pixel: the argmax of its probabilities there.
+def ids(seen: tf.Tensor, height: tf.Tensor | int, width: tf.Tensor | int) -> tf.Tensor:
+    """Returns the class of each pixel: the argmax of its `probabilities`.
 
     A few classes at a time: a photograph's probabilities of many may not fit in memory.
 
     Args:
-        probabilities: (S, S, C) float32.
+        seen: (S, S, C) float32, probabilities.
         height: H.
         width: W.
 
     Returns:
         (H, W) uint8.
     """
-    classes = probabilities.shape[-1]
+    classes = seen.shape[-1]
     ids = highest = None
     for first in range(0, classes, AT_ONCE):
-        few = probabilities[..., first : first + AT_ONCE]
-        few = tf.image.resize(few, (height, width), method="bilinear")
+        few = probabilities(seen[..., first : first + AT_ONCE], height, width)
         found = tf.argmax(few, -1, tf.int32) + first
         if classes > AT_ONCE:
             top = tf.reduce_max(few, -1)
