@@ -11,6 +11,7 @@ import pytest
 from tests import browser
 from trainer import (
     charts,
+    clock,
     config,
     ending,
     gallery,
@@ -20,7 +21,6 @@ from trainer import (
     run_files,
     tables,
     task,
-    train,
 )
 
 EVIL = "<script>alert(1)</script>"
@@ -339,7 +339,7 @@ def test_the_lease_is_asked_before_the_page_is_written_and_again_before_the_resu
 
     lease = contextlib.nullcontext(lambda: order.append("lease"))
     monkeypatch.setattr(places, "hold_leases", lambda *_: lease)
-    told(train, "_peak_memory_bytes", "all is saved")
+    told(clock, "_peak_memory_bytes", "all is saved")
     told(ending, "write_page", "page")
     told(run_files, "write_result", "result")
     run()

@@ -1,6 +1,8 @@
 """How fast a run is, and what became of its time, over all its restarts."""
 
 import contextlib
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -86,6 +88,16 @@ class Clock:
             return {}
         return {"images_per_second": speed, "waiting_for_data": waited / seconds}
 
+    def speed(self) -> dict[str, float | None]:
+        """Returns how fast this process was, and how much memory it took, for result.json."""
+        return {
+            "train_images_per_second": self.images_per_second(over_all=True),
+            "seconds_to_first_step": self.seconds_to_first_step,
+            "save_wait_seconds": self.save_wait_seconds,
+            "total_seconds": time.time() - self._process_start,
+            "peak_memory_bytes": _peak_memory_bytes(),
+        }
+
     def goodput(self) -> dict[str, Any]:
         """Returns the seconds by use, their sum, and the share that went to steps."""
         total = sum(self._seconds_of.values())
@@ -94,3 +106,9 @@ class Clock:
             "seconds": total,
             "goodput": self._seconds_of["stepping"] / total if total else 0.0,
         }
+
+
+def _peak_memory_bytes() -> int:
+    """Returns the largest resident memory of the process so far."""
+    kilobytes = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobytes

@@ -15,8 +15,6 @@ test the best, export it, report.html, result.json
 import contextlib
 import functools
 import math
-import resource
-import sys
 import time
 from typing import Any, NoReturn
 
@@ -126,13 +124,7 @@ def train_and_evaluate(
         if reporter is not None:
             saver.start(*reporter.flush())
     clock = run.clock
-    speed = {
-        "train_images_per_second": clock.images_per_second(over_all=True),
-        "seconds_to_first_step": clock.seconds_to_first_step,
-        "save_wait_seconds": clock.save_wait_seconds,
-        "total_seconds": time.time() - process_start,
-        "peak_memory_bytes": _peak_memory_bytes(),
-    }
+    speed = clock.speed()
     if had_ended and clock.seconds_to_first_step is None:
         speed = {name: done_before.get(name) for name in speed}  # Of who has trained.
     result |= {"train_seconds": job.state["seconds"], **speed, **clock.goodput()}
@@ -362,9 +354,3 @@ def _write_failed(job: Job, error: FloatingPointError) -> None:
         reason=str(error),
         cloud_job_id=job.cloud_job_id,
     )
-
-
-def _peak_memory_bytes() -> int:
-    """Returns the largest resident memory of the process so far."""
-    kilobytes = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobytes
