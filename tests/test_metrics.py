@@ -1,12 +1,13 @@
 """Pixel counts and what is divided out of them, against counts made by hand."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import metrics
+from trainer import config, metrics
 
 NAMES = ["pet", "background", "border"]
 # Rows true, columns predicted.
@@ -147,3 +148,9 @@ def test_table_shows_every_class_the_means_and_a_dash_for_what_does_not_occur():
         "mean            0.5357  0.6970",
         "pixel accuracy  0.7000",
     ]
+
+
+def test_each_metric_is_one_by_which_a_run_may_be_judged():
+    names = ["loss", *metrics.summary(NO_BORDER, NAMES)]
+    assert len(names) == 3 + 2 * len(NAMES)
+    assert all(re.fullmatch(config.METRIC, f"val_{name}") for name in names)
